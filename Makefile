@@ -1,0 +1,82 @@
+# Every target sets up what it needs: the virtual environment, and the programs
+# that it uses from the system's packages. `make help` lists them.
+#
+# PYTHON=…    the Python to make the virtual environment with (3.11 or newer)
+# DEV_ARGS=…  more arguments for `meshmintd dev`, such as --port 9443
+# TEST_ARGS=… more arguments for pytest, such as tests/unit or -k csr
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+READY := $(VENV)/.ready
+JOBS  ?= 2
+
+# Build requirements are pinned as well. The first name is read by pip before
+# 25.3, the second by later ones.
+PIP = PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+      PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
+
+.PHONY: help
+help: ## Lists the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+# Once per change of what is installed.
+$(READY): pyproject.toml client/pyproject.toml constraints.txt deploy/python.sh
+	@deploy/python.sh $(VENV)
+	$(PIP) install --quiet -c constraints.txt -e client -e '.[dev,interop]'
+	@touch $@
+
+.PHONY: setup
+setup: $(READY) ## Makes the virtual environment in .venv
+
+.PHONY: softhsm
+softhsm:
+	@deploy/packages.sh softhsm2 || echo "Without SoftHSM the signing key is an encrypted file." >&2
+
+.PHONY: run
+run: $(READY) softhsm ## Starts a development service, gets a certificate, keeps serving
+	@exec $(BIN)/meshmintd dev $(DEV_ARGS)
+
+.PHONY: demo
+demo: $(READY) softhsm ## Does the same and ends after the proof
+	@exec $(BIN)/meshmintd dev --once $(DEV_ARGS)
+
+.PHONY: test
+test: $(READY) ## Runs the whole test suite on real parts
+	@deploy/packages.sh softhsm2 postgresql openssl gnutls-bin opensc p11-kit
+	$(BIN)/python -m pytest -n $(JOBS) $(TEST_ARGS)
+
+.PHONY: check
+check: lint types proto-check ## Runs lint, types and proto-check
+
+.PHONY: lint
+lint: $(READY) ## Checks style, format and the order of the rooms
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+.PHONY: types
+types: $(READY) ## Checks types
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(READY) ## Formats the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: proto
+proto: $(READY) ## Generates client/meshmint/v1 from proto/
+	PATH="$(CURDIR)/$(BIN):$$PATH" proto/generate.sh client
+
+.PHONY: proto-check
+proto-check: $(READY) ## Fails if client/meshmint/v1 is not what proto/ generates
+	PATH="$(CURDIR)/$(BIN):$$PATH" proto/generate.sh --check client
+
+.PHONY: clean
+clean: ## Removes the virtual environment, caches and build results; keeps .meshmint
+	rm -rf $(VENV) build dist client/build client/dist .mypy_cache .pytest_cache .ruff_cache \
+	  .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
