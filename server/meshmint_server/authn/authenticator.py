@@ -1,0 +1,93 @@
+"""What every kind of authenticator is, and the part that the kinds share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from meshmint_server.authn.clock import Clock
+from meshmint_server.authn.https import HttpsClient
+from meshmint_server.authn.key_set import parse_jwks
+from meshmint_server.authn.key_sources import FileKeys
+from meshmint_server.authn.remote_keys import Freshness, JwksFetch, RemoteKeys
+from meshmint_server.authn.settings import JwtSettings, KubernetesSettings
+from meshmint_server.authn.token import ParsedToken
+from meshmint_server.authn.watched_file import WatchedFile
+from meshmint_server.policy.caller import Caller
+
+__all__ = ["Authenticator", "Parts", "Verified"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A token that holds.
+
+    Attributes:
+        caller: Whom it speaks for.
+        basis: What that rests on; see Authenticator.basis.
+    """
+
+    caller: Caller
+    basis: object
+
+
+class Authenticator(Protocol):
+    """Turns the tokens of one issuer into callers."""
+
+    @property
+    def name(self) -> str:
+        """Its configured name."""
+
+    @property
+    def remember_for(self) -> float:
+        """Seconds that a verified token may be remembered; may be infinite."""
+
+    def basis(self) -> object:
+        """What its answers rest on; another object when they may no longer hold. Cheap."""
+
+    async def verify(self, token: ParsedToken) -> Verified:
+        """The caller that the token speaks for.
+
+        Raises:
+            Unauthenticated: It speaks for none.
+            VerifierUnavailable: That cannot be told at present.
+        """
+
+    async def close(self) -> None:
+        """Lets go of connections and tasks."""
+
+
+class Parts:
+    """Makes the parts of an authenticator from its settings."""
+
+    def __init__(self, settings: KubernetesSettings | JwtSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self.keys_purpose = f"the keys of authenticator '{settings.name}'"
+
+    def client(self, ca_file: Path | None, purpose: str | None = None) -> HttpsClient:
+        """A client that trusts the roots in the file."""
+        return HttpsClient(
+            purpose=purpose or self.keys_purpose,
+            ca_file=WatchedFile(ca_file) if ca_file else None,
+            timeout=self._settings.timeout,
+            clock=self._clock,
+        )
+
+    def jwks_file(self, path: Path) -> FileKeys:
+        """Keys from a JWK set in a file."""
+        return FileKeys((path,), lambda contents: parse_jwks(contents[0]), self.keys_purpose)
+
+    def remote_keys(self, source: JwksFetch) -> RemoteKeys:
+        """Keys that are fetched."""
+        return RemoteKeys(
+            source,
+            freshness=Freshness(
+                refresh_interval=self._settings.refresh_interval,
+                cool_down=self._settings.unknown_key_cool_down,
+                max_stale=self._settings.max_stale,
+            ),
+            purpose=self.keys_purpose,
+            clock=self._clock,
+        )

@@ -1,0 +1,212 @@
+"""HTTPS to the services that vouch for tokens.
+
+TLS is always verified, redirects are never followed, proxies of the environment
+are not used, and an answer has a size and a time limit. Whatever goes wrong is
+VerifierUnavailable: the caller's token is not to blame for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+import structlog
+
+from meshmint_server.authn.clock import Clock
+from meshmint_server.authn.watched_file import WatchedFile
+from meshmint_server.errors import VerifierUnavailable
+
+__all__ = ["HttpsClient"]
+
+MAX_ANSWER_BYTES = 1024 * 1024
+MAX_RETRY_AFTER = 30.0
+OPERATOR_RETRY_AFTER = 5.0
+LOG_EVERY = 10.0
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Connections:
+    """The connections made under one CA file's content, and who is using them."""
+
+    client: httpx.AsyncClient
+    ca: bytes | None
+    in_use: int = 0
+    is_retired: bool = False
+
+
+class HttpsClient:
+    """A client for one service.
+
+    Args:
+        purpose: What the service is, in words for messages, such as
+            ``the token reviewer of authenticator 'cluster'``.
+        ca_file: Roots for the service's certificate, read again when changed;
+            None takes the system's.
+        timeout: Seconds to connect, and seconds between parts of an answer.
+        clock: The clock that spaces out log lines.
+    """
+
+    def __init__(
+        self, *, purpose: str, ca_file: WatchedFile | None, timeout: float, clock: Clock
+    ) -> None:
+        self._purpose = purpose
+        self._ca_file = ca_file
+        self._timeout = timeout
+        self._clock = clock
+        self._connections: _Connections | None = None
+        self._next_log = float("-inf")
+
+    async def get(self, url: str, headers: Mapping[str, str] | None = None) -> bytes:
+        """The body of a 200 answer.
+
+        Raises:
+            VerifierUnavailable: Anything else.
+        """
+        return await self._request("GET", url, headers or {}, None)
+
+    async def post_json(self, url: str, headers: Mapping[str, str], body: bytes) -> bytes:
+        """The body of a 200 or 201 answer.
+
+        Raises:
+            VerifierUnavailable: Anything else.
+        """
+        return await self._request("POST", url, headers, body)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        if self._connections is not None:
+            connections, self._connections = self._connections, None
+            await connections.client.aclose()
+
+    async def _request(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
+    ) -> bytes:
+        sent = {"accept": "application/json", "accept-encoding": "identity", **headers}
+        if body is not None:
+            sent["content-type"] = "application/json"
+        try:
+            async with (
+                asyncio.timeout(self._timeout * 2),
+                self._open_connections() as client,
+                client.stream(method, url, headers=sent, content=body) as response,
+            ):
+                self._refuse_status(url, response)
+                return await self._read(url, response)
+        except (TimeoutError, httpx.TimeoutException) as error:
+            raise self._unavailable(url, "did not answer in time", error) from error
+        except httpx.HTTPError as error:
+            what = "cannot be reached"
+            if isinstance(error.__cause__, httpx.HTTPError) or "certificate" in str(error).lower():
+                what = "cannot be reached over TLS that its CA vouches for"
+            raise self._unavailable(url, what, error) from error
+
+    def _refuse_status(self, url: str, response: httpx.Response) -> None:
+        status = response.status_code
+        if status in (200, 201):
+            return
+        if status in (401, 403):
+            raise self._unavailable(
+                url,
+                f"refuses this service's own credential (HTTP {status}); an operator must mend it",
+                retry_after=OPERATOR_RETRY_AFTER,
+            )
+        if 300 <= status < 400:
+            raise self._unavailable(
+                url,
+                f"answers with a redirect (HTTP {status}), which is not followed; "
+                "an operator must mend its URL",
+                retry_after=OPERATOR_RETRY_AFTER,
+            )
+        raise self._unavailable(
+            url,
+            f"answered HTTP {status}",
+            retry_after=_retry_after(response.headers.get("retry-after")),
+        )
+
+    async def _read(self, url: str, response: httpx.Response) -> bytes:
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise self._unavailable(url, "compresses its answer unasked")
+        parts = bytearray()
+        async for part in response.aiter_raw():
+            parts += part
+            if len(parts) > MAX_ANSWER_BYTES:
+                raise self._unavailable(url, f"answers with over {MAX_ANSWER_BYTES} bytes")
+        return bytes(parts)
+
+    @asynccontextmanager
+    async def _open_connections(self) -> AsyncIterator[httpx.AsyncClient]:
+        connections, retired = self._current()
+        if retired is not None:
+            await retired.client.aclose()
+        connections.in_use += 1
+        try:
+            yield connections.client
+        finally:
+            connections.in_use -= 1
+            if connections.is_retired and not connections.in_use:
+                await connections.client.aclose()
+
+    def _current(self) -> tuple[_Connections, _Connections | None]:
+        """The connections to use, and those to close because the CA file changed."""
+        try:
+            ca = self._ca_file.read() if self._ca_file else None
+            current = self._connections
+            if current is not None and current.ca is ca:
+                return current, None
+            context = ssl.create_default_context(cadata=ca.decode("ascii") if ca else None)
+        except (OSError, ValueError) as error:
+            path = str(self._ca_file.path) if self._ca_file else "the system's"
+            raise self._unavailable(
+                path,
+                "cannot be verified: its CA file cannot be read; an operator must mend it",
+                error,
+                retry_after=OPERATOR_RETRY_AFTER,
+            ) from error
+        self._connections = _Connections(
+            httpx.AsyncClient(
+                verify=context,
+                timeout=httpx.Timeout(self._timeout),
+                follow_redirects=False,
+                trust_env=False,
+            ),
+            ca,
+        )
+        if current is None:
+            return self._connections, None
+        current.is_retired = True
+        return self._connections, None if current.in_use else current
+
+    def _unavailable(
+        self,
+        where: str,
+        what: str,
+        error: BaseException | None = None,
+        retry_after: float | None = None,
+    ) -> VerifierUnavailable:
+        now = self._clock.monotonic()
+        if now >= self._next_log:
+            self._next_log = now + LOG_EVERY
+            _log.warning(
+                "verifier unavailable",
+                verifier=self._purpose,
+                where=where,
+                problem=what,
+                cause=f"{type(error).__name__}: {error}" if error else None,
+            )
+        return VerifierUnavailable(
+            f"{self._purpose} {what}; the token was neither accepted nor refused, try again",
+            retry_after=retry_after,
+        )
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header in its numeric form (RFC 9110 section 10.2.3)."""
+    if value is None or not value.isascii() or not value.isdigit() or len(value) > 6:
+        return None
+    return min(max(float(value), 0.1), MAX_RETRY_AFTER)
