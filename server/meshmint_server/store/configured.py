@@ -1,0 +1,196 @@
+"""Statements on roles and issuers: what operators write and workers keep in memory.
+
+Every change counts the revision of its kind up in the same transaction, so a
+worker learns of it by reading one number.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from sqlalchemy import Row, Table, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from meshmint_server.store.paging import (
+    bad_page_token,
+    bounded_page_size,
+    decode_page_token,
+    encode_page_token,
+)
+from meshmint_server.store.rows import IssuerRow, IssuerState, Page, RoleRow
+from meshmint_server.store.schema import issuers, revisions, roles
+
+__all__ = [
+    "NameList",
+    "activate_issuer",
+    "add_issuer",
+    "delete_role",
+    "fetch_issuer",
+    "fetch_issuers",
+    "fetch_revision",
+    "fetch_role",
+    "fetch_roles",
+    "write_issuer",
+    "write_role",
+]
+
+
+async def fetch_revision(connection: AsyncConnection, kind: str) -> int:
+    """The revision of ``roles`` or ``issuers``."""
+    result = await connection.execute(select(revisions.c.value).where(revisions.c.kind == kind))
+    return int(result.scalar_one())
+
+
+async def _advance(connection: AsyncConnection, kind: str) -> None:
+    # First in its transaction: the row's lock lines up everybody who changes this kind.
+    await connection.execute(
+        update(revisions).where(revisions.c.kind == kind).values(value=revisions.c.value + 1)
+    )
+
+
+async def _upsert(connection: AsyncConnection, table: Table, values: dict[str, Any]) -> None:
+    changed = await connection.execute(
+        update(table).where(table.c.name == values["name"]).values(values)
+    )
+    if changed.rowcount == 0:
+        await connection.execute(insert(table).values(values))
+
+
+async def write_role(connection: AsyncConnection, row: RoleRow) -> None:
+    """Creates or replaces a role; does nothing if it stands as it is."""
+    if await fetch_role(connection, row.name) == row:
+        return
+    await _advance(connection, "roles")
+    await _upsert(connection, roles, {"name": row.name, "document": row.document})
+
+
+async def fetch_role(connection: AsyncConnection, name: str) -> RoleRow | None:
+    """One role."""
+    row = (await connection.execute(select(roles).where(roles.c.name == name))).one_or_none()
+    return None if row is None else _role(row)
+
+
+async def delete_role(connection: AsyncConnection, name: str) -> bool:
+    """Deletes a role; False if there was none."""
+    if await fetch_role(connection, name) is None:
+        return False
+    await _advance(connection, "roles")
+    result = await connection.execute(delete(roles).where(roles.c.name == name))
+    return result.rowcount > 0
+
+
+async def fetch_roles(connection: AsyncConnection) -> tuple[int, tuple[RoleRow, ...]]:
+    """Every role, and a revision that is at most as new as they are."""
+    # In this order: a change in between is loaded now, and once more at the next look.
+    revision = await fetch_revision(connection, "roles")
+    result = await connection.execute(select(roles).order_by(roles.c.name))
+    return revision, tuple(_role(row) for row in result)
+
+
+async def write_issuer(connection: AsyncConnection, row: IssuerRow) -> None:
+    """Creates or replaces an issuer."""
+    await _advance(connection, "issuers")
+    await _upsert(connection, issuers, _issuer_values(row))
+
+
+async def add_issuer(connection: AsyncConnection, row: IssuerRow) -> bool:
+    """Creates an issuer; False, and nothing changed, if the name is taken."""
+    await _advance(connection, "issuers")
+    if await fetch_issuer(connection, row.name) is not None:
+        return False
+    await connection.execute(insert(issuers).values(_issuer_values(row)))
+    return True
+
+
+async def activate_issuer(connection: AsyncConnection, row: IssuerRow) -> None:
+    """Writes `row`, which is active, and retires the one that was active before it."""
+    await _advance(connection, "issuers")
+    await connection.execute(
+        update(issuers)
+        .where(issuers.c.state == IssuerState.ACTIVE.value, issuers.c.name != row.name)
+        .values(state=IssuerState.RETIRED.value)
+    )
+    await _upsert(connection, issuers, _issuer_values(row))
+
+
+async def fetch_issuer(connection: AsyncConnection, name: str) -> IssuerRow | None:
+    """One issuer."""
+    row = (await connection.execute(select(issuers).where(issuers.c.name == name))).one_or_none()
+    return None if row is None else _issuer(row)
+
+
+async def fetch_issuers(connection: AsyncConnection) -> tuple[int, tuple[IssuerRow, ...]]:
+    """Every issuer, and a revision that is at most as new as they are."""
+    revision = await fetch_revision(connection, "issuers")
+    result = await connection.execute(select(issuers).order_by(issuers.c.name))
+    return revision, tuple(_issuer(row) for row in result)
+
+
+class NameList:
+    """One page of a list by name, checked when made, before the database is asked.
+
+    Raises:
+        InvalidRequest: The page token is not one of this list.
+    """
+
+    def __init__(self, table: Table, page_size: int, page_token: str) -> None:
+        self._table = table
+        self._size = bounded_page_size(page_size)
+        self._after = ""
+        if page_token:
+            try:
+                self._after = decode_page_token(table.name, page_token).decode("utf-8")
+            except UnicodeDecodeError:
+                raise bad_page_token() from None
+
+    async def fetch_roles(self, connection: AsyncConnection) -> Page[RoleRow]:
+        """Reads the page of roles."""
+        rows, token = await self._fetch(connection)
+        return Page(tuple(_role(row) for row in rows), token)
+
+    async def fetch_issuers(self, connection: AsyncConnection) -> Page[IssuerRow]:
+        """Reads the page of issuers."""
+        rows, token = await self._fetch(connection)
+        return Page(tuple(_issuer(row) for row in rows), token)
+
+    async def _fetch(self, connection: AsyncConnection) -> tuple[list[Row[Any]], str]:
+        name = self._table.c.name
+        statement = select(self._table).order_by(name).limit(self._size + 1)
+        if self._after:
+            statement = statement.where(name > self._after)
+        found = (await connection.execute(statement)).all()
+        rows = list(found[: self._size])
+        if len(found) <= self._size:
+            return rows, ""
+        return rows, encode_page_token(self._table.name, rows[-1].name.encode())
+
+
+def _role(row: Row[Any]) -> RoleRow:
+    return RoleRow(name=row.name, document=row.document)
+
+
+def _issuer_values(row: IssuerRow) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "state": row.state.value,
+        "key_uri": row.key_uri,
+        "public_key": row.public_key,
+        "certificate": row.certificate,
+        "chain": [base64.b64encode(der).decode() for der in row.chain],
+        "roots": [base64.b64encode(der).decode() for der in row.roots],
+        "created_at": row.created_at,
+    }
+
+
+def _issuer(row: Row[Any]) -> IssuerRow:
+    return IssuerRow(
+        name=row.name,
+        state=IssuerState(row.state),
+        key_uri=row.key_uri,
+        public_key=row.public_key,
+        certificate=row.certificate,
+        chain=tuple(base64.b64decode(der) for der in row.chain),
+        roots=tuple(base64.b64decode(der) for der in row.roots),
+        created_at=row.created_at,
+    )

@@ -1,0 +1,159 @@
+"""Group commit: many callers' records in one transaction, each released when it is durable.
+
+A row is committed before its caller goes on, or the caller gets an error; there
+is no third way. One task commits, so that what arrives during one commit waits
+for the next and shares it: throughput does not hang on the disk's latency.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from meshmint_server.errors import MeshmintError, Overloaded, StoreUnavailable
+from meshmint_server.store.database import RowRefused
+from meshmint_server.store.rows import RecordRow
+
+__all__ = ["Recorder"]
+
+Commit = Callable[[Sequence[RecordRow]], Awaitable[None]]
+Observer = Callable[[int, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    row: RecordRow
+    outcome: asyncio.Future[None]
+
+
+class Recorder:
+    """Commits rows in batches.
+
+    Args:
+        commit: Commits some rows in one transaction; raises RowRefused when the
+            content of one of them is why none was taken.
+        max_waiting: How many rows may wait before new ones are turned away.
+        max_batch: How many rows go into one transaction.
+        time_limit: Seconds that one caller waits at most.
+        observe: Told the size of each committed batch, and the seconds it took.
+    """
+
+    def __init__(
+        self,
+        commit: Commit,
+        *,
+        max_waiting: int = 16_384,
+        max_batch: int = 512,
+        time_limit: float = 20.0,
+        observe: Observer | None = None,
+    ) -> None:
+        self._commit = commit
+        self._max_waiting = max_waiting
+        self._max_batch = max_batch
+        self._time_limit = time_limit
+        self._observe = observe
+        self._queue: deque[_Waiting] = deque()
+        self._filled = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._is_closing = False
+
+    @property
+    def waiting(self) -> int:
+        """Rows that no transaction has taken yet."""
+        return len(self._queue)
+
+    async def record(self, row: RecordRow) -> None:
+        """Returns once `row` is durable.
+
+        A caller that is cancelled leaves the queue if its row is not being
+        committed yet; otherwise the row stays, of a certificate nobody got.
+
+        Raises:
+            Overloaded: Too many rows wait.
+            StoreUnavailable: It was not recorded, or nobody can tell in time.
+        """
+        if self._is_closing:
+            raise StoreUnavailable("The service is shutting down. Try again shortly.")
+        if len(self._queue) >= self._max_waiting:
+            raise Overloaded("Too many certificates wait to be recorded. Try again shortly.")
+        outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(row, outcome))
+        self._filled.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._work(), name="store-recorder")
+        try:
+            async with asyncio.timeout(self._time_limit):
+                await outcome
+        except TimeoutError:
+            raise StoreUnavailable("The store is too slow at present. Try again shortly.") from None
+
+    async def close(self) -> None:
+        """Commits what waits, then stops. Later rows are refused."""
+        self._is_closing = True
+        self._filled.set()
+        if self._task is not None:
+            await self._task
+
+    async def _work(self) -> None:
+        while True:
+            if not self._queue:
+                if self._is_closing:
+                    return
+                self._filled.clear()
+                await self._filled.wait()
+                continue
+            batch = self._take()
+            try:
+                await self._settle(batch)
+            finally:
+                # A bug or a cancelled task must not leave callers waiting.
+                _fail(batch, StoreUnavailable("The store does not answer at present."))
+
+    def _take(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        while self._queue and len(batch) < self._max_batch:
+            waiting = self._queue.popleft()
+            if not waiting.outcome.done():  # cancelled or timed out: nobody asks any more
+                batch.append(waiting)
+        return batch
+
+    async def _settle(self, batch: list[_Waiting]) -> None:
+        if not batch:
+            return
+        started = time.perf_counter()
+        try:
+            await self._commit([waiting.row for waiting in batch])
+        except RowRefused:
+            if len(batch) == 1:
+                _fail(batch, _refused())
+                return
+            # The innocent must not fail with the guilty: halves, until it stands alone.
+            middle = len(batch) // 2
+            await self._settle(batch[:middle])
+            await self._settle(batch[middle:])
+        except StoreUnavailable as fault:
+            _fail(batch, fault)
+        else:
+            if self._observe is not None:
+                self._observe(len(batch), time.perf_counter() - started)
+            for waiting in batch:
+                if not waiting.outcome.done():
+                    waiting.outcome.set_result(None)
+
+
+def _refused() -> StoreUnavailable:
+    return StoreUnavailable(
+        "The certificate could not be recorded, and was not handed out. Try again.",
+        reason="RECORD_REFUSED",
+    )
+
+
+def _fail(batch: list[_Waiting], fault: MeshmintError) -> None:
+    for waiting in batch:
+        if not waiting.outcome.done():
+            # One object each: a traceback grows on the exception that is raised.
+            error = type(fault)(fault.message, reason=fault.reason, retry_after=fault.retry_after)
+            waiting.outcome.set_exception(error)

@@ -1,0 +1,127 @@
+"""The tables, as SQLAlchemy Core sees them; migrations make them.
+
+Nothing here runs a statement. A change needs a migration beside it: a test
+compares this module with what the migrations really build.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+
+__all__ = ["Microseconds", "issuers", "metadata", "records", "revisions", "roles"]
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Microseconds(TypeDecorator[datetime]):
+    """A point in time as microseconds since 1970, UTC: the same in every dialect."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        return None if value is None else to_microseconds(value)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else from_microseconds(value)
+
+
+def to_microseconds(value: datetime) -> int:
+    """Microseconds since 1970 of an aware time. A naive one is a bug: TypeError."""
+    return (value - EPOCH) // _MICROSECOND
+
+
+def from_microseconds(value: int) -> datetime:
+    """The reverse of `to_microseconds`."""
+    return EPOCH + timedelta(microseconds=value)
+
+
+# Bytewise order in both dialects, so that a list has one order and one meaning.
+_TEXT = Text().with_variant(Text(collation="C"), "postgresql")
+_SEQUENCE = BigInteger().with_variant(Integer, "sqlite")
+
+metadata = MetaData()
+
+records = Table(
+    "records",
+    metadata,
+    Column("sequence", _SEQUENCE, primary_key=True, autoincrement=True),
+    Column("serial_number", _TEXT, nullable=False),
+    Column("certificate", LargeBinary, nullable=False),
+    Column("issuer", _TEXT, nullable=False),
+    Column("role", _TEXT, nullable=False),
+    Column("authenticator", _TEXT, nullable=False),
+    Column("caller", _TEXT, nullable=False),
+    Column("spiffe_id", _TEXT, nullable=True),
+    Column("subject", _TEXT, nullable=False),
+    Column("names", JSON, nullable=False),
+    Column("not_before", Microseconds, nullable=False),
+    Column("not_after", Microseconds, nullable=False),
+    Column("created_at", Microseconds, nullable=False),
+    Column("request_id", _TEXT, nullable=False),
+    UniqueConstraint("serial_number", name="records_serial_number"),
+    sqlite_autoincrement=True,
+)
+
+# Lists run newest first, so each index holds that order after what it selects
+# by, and carries not_after so that expiry is checked without reading the row.
+_NEWEST = ("created_at", "sequence", "not_after")
+FILTERED = ("spiffe_id", "caller", "role", "issuer", "authenticator")
+Index("records_newest", *(records.c[name] for name in _NEWEST))
+for _column in FILTERED:
+    Index(f"records_{_column}", *(records.c[name] for name in (_column, *_NEWEST)))
+
+roles = Table(
+    "roles",
+    metadata,
+    Column("name", _TEXT, primary_key=True),
+    Column("document", _TEXT, nullable=False),
+)
+
+issuers = Table(
+    "issuers",
+    metadata,
+    Column("name", _TEXT, primary_key=True),
+    Column("state", _TEXT, nullable=False),
+    Column("key_uri", _TEXT, nullable=False),
+    Column("public_key", LargeBinary, nullable=False),
+    Column("certificate", LargeBinary, nullable=True),
+    Column("chain", JSON, nullable=False),
+    Column("roots", JSON, nullable=False),
+    Column("created_at", Microseconds, nullable=False),
+)
+# Two active issuers would be a question without an answer: the database says no.
+Index(
+    "issuers_one_active",
+    issuers.c.state,
+    unique=True,
+    sqlite_where=text("state = 'active'"),
+    postgresql_where=text("state = 'active'"),
+)
+
+# One row per kind of object that workers keep in memory; the value grows with
+# every change, in the transaction of the change.
+revisions = Table(
+    "revisions",
+    metadata,
+    Column("kind", _TEXT, primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)

@@ -1,0 +1,5 @@
+"""Fixtures for every test, by topic: each module of tests/support brings its own."""
+
+pytest_plugins = [
+    "support.postgres",
+]

@@ -1,0 +1,139 @@
+"""Roles and issuers in both databases, and the revisions that tell of a change."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from meshmint_server.errors import InvalidRequest
+from meshmint_server.store import IssuerState, RoleRow, Store
+from support.rows import issuer_row
+
+
+@pytest.fixture
+async def store(store_url: str) -> AsyncIterator[Store]:
+    store = Store.open(store_url)
+    await store.migrate()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def other(store: Store, store_url: str) -> AsyncIterator[Store]:
+    """Another process's view of the same database."""
+    other = Store.open(store_url)
+    yield other
+    await other.close()
+
+
+async def test_a_role_is_put_replaced_and_deleted(store: Store):
+    assert await store.get_role("web") is None
+    await store.put_role(RoleRow("web", '{"a":1}'))
+    await store.put_role(RoleRow("web", '{"a":2,"ü":"%"}'))
+    assert await store.get_role("web") == RoleRow("web", '{"a":2,"ü":"%"}')
+    assert await store.delete_role("web") is True
+    assert await store.delete_role("web") is False
+    assert await store.get_role("web") is None
+
+
+async def test_the_revision_of_roles_grows_with_every_change_and_with_nothing_else(store: Store):
+    revisions = [await store.roles_revision()]
+    await store.put_role(RoleRow("web", "{}"))
+    revisions.append(await store.roles_revision())
+    await store.put_role(RoleRow("web", '{"a":1}'))
+    revisions.append(await store.roles_revision())
+    await store.delete_role("web")
+    revisions.append(await store.roles_revision())
+    assert revisions == sorted(set(revisions))
+    await store.put_role(RoleRow("db", "{}"))
+    settled = await store.roles_revision()
+    await store.put_role(RoleRow("db", "{}"))
+    await store.delete_role("web")
+    await store.put_issuer(issuer_row())
+    assert await store.roles_revision() == settled
+    assert await store.load_roles() == (settled, (RoleRow("db", "{}"),))
+
+
+async def test_roles_are_listed_by_name_bytewise_in_pages(store: Store):
+    names = ["Zulu", "a-b", "a.b", "a_b", "ab", "zoë"]
+    for name in reversed(names):
+        await store.put_role(RoleRow(name, "{}"))
+    seen: list[str] = []
+    token = ""
+    while True:
+        page = await store.list_roles(2, token)
+        seen += [row.name for row in page.items]
+        token = page.next_page_token
+        if not token:
+            break
+    assert seen == sorted(names, key=lambda name: name.encode())
+    assert [row.name for row in (await store.load_roles())[1]] == seen
+
+
+async def test_concurrent_changes_of_roles_all_count(store: Store, other: Store):
+    before = await store.roles_revision()
+    await asyncio.gather(
+        *(
+            (store if number % 2 else other).put_role(RoleRow(f"r{number % 4}", f"{number}"))
+            for number in range(20)
+        )
+    )
+    assert await store.roles_revision() == before + 20
+    assert len((await store.list_roles()).items) == 4
+
+
+async def test_an_issuer_comes_back_as_it_was(store: Store):
+    row = issuer_row(
+        certificate=b"\x00\x01cert",
+        chain=(b"\xff\x00", b"two"),
+        roots=(b"root",),
+        state=IssuerState.NEXT,
+    )
+    await store.put_issuer(row)
+    assert await store.get_issuer("mesh-1") == row
+    assert (await store.list_issuers()).items == (row,)
+    assert await store.get_issuer("mesh-2") is None
+
+
+async def test_a_name_is_added_once(store: Store, other: Store):
+    rows = [issuer_row(public_key=bytes([number])) for number in range(6)]
+    added = await asyncio.gather(
+        *((store if n % 2 else other).add_issuer(row) for n, row in enumerate(rows))
+    )
+    assert sum(added) == 1
+    assert await store.get_issuer("mesh-1") == rows[added.index(True)]
+
+
+async def test_activating_an_issuer_retires_the_one_before(store: Store):
+    first = issuer_row(state=IssuerState.ACTIVE)
+    before = await store.issuers_revision()
+    await store.put_issuer(first)
+    await store.put_issuer(replace(first, name="mesh-2"))
+    revision, rows = await store.load_issuers()
+    assert {row.name: row.state for row in rows} == {
+        "mesh-1": IssuerState.RETIRED,
+        "mesh-2": IssuerState.ACTIVE,
+    }
+    assert revision == await store.issuers_revision() == before + 2
+
+
+async def test_there_is_never_more_than_one_active_issuer(store: Store, other: Store):
+    await asyncio.gather(
+        *(
+            (store if n % 2 else other).put_issuer(
+                issuer_row(name=f"mesh-{n}", state=IssuerState.ACTIVE)
+            )
+            for n in range(8)
+        )
+    )
+    states = [row.state for row in (await store.load_issuers())[1]]
+    assert sorted(states) == [IssuerState.ACTIVE] + [IssuerState.RETIRED] * 7
+
+
+async def test_a_page_token_of_issuers_is_none_of_roles(store: Store):
+    await store.put_issuer(issuer_row())
+    await store.put_issuer(issuer_row(name="mesh-2"))
+    token = (await store.list_issuers(1)).next_page_token
+    assert [row.name for row in (await store.list_issuers(1, token)).items] == ["mesh-2"]
+    with pytest.raises(InvalidRequest):
+        await store.list_roles(1, token)

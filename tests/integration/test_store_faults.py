@@ -1,0 +1,316 @@
+"""What the store does when the database is away, locked, slow, empty or from the future."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from meshmint_server.errors import StoreUnavailable
+from meshmint_server.store import RecordFilter, RoleRow, Store, TimeLimits
+from meshmint_server.store.schema import metadata
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+from support.postgres import PostgresServer
+from support.rows import record_row
+
+
+@pytest.fixture
+def own_server() -> Iterator[PostgresServer]:
+    """A server that the test may stop."""
+    server = PostgresServer()
+    yield server
+    server.remove()
+
+
+async def test_postgresql_that_stops_is_unavailable_and_comes_back(own_server: PostgresServer):
+    name = await own_server.create_database()
+    store = Store.open(own_server.url(name))
+    await store.migrate()
+    before = record_row()
+    await store.record(before)
+    await store.put_role(RoleRow("web", "{}"))
+
+    own_server.stop()
+    for attempt in (
+        store.record(record_row()),
+        store.get_record(before.serial_number),
+        store.list_records(RecordFilter()),
+        store.put_role(RoleRow("db", "{}")),
+        store.ping(),
+    ):
+        with pytest.raises(StoreUnavailable) as fault:
+            await attempt
+        assert fault.value.retry_after
+        assert str(own_server.directory) not in fault.value.message
+
+    own_server.start()
+    after = record_row()
+    await store.record(after)
+    assert await store.get_record(before.serial_number) == before
+    assert await store.get_record(after.serial_number) == after
+    await store.close()
+
+
+async def test_a_restart_while_idle_is_not_noticed(own_server: PostgresServer):
+    name = await own_server.create_database()
+    store = Store.open(own_server.url(name))
+    await store.migrate()
+    await store.record(record_row())
+    await store.ping()
+    own_server.stop()
+    own_server.start()
+    await store.record(record_row())
+    await store.ping()
+    assert len((await store.list_records(RecordFilter())).items) == 2
+    await store.close()
+
+
+async def test_a_stop_under_load_loses_nothing_that_was_promised(own_server: PostgresServer):
+    name = await own_server.create_database()
+    store = Store.open(own_server.url(name))
+    await store.migrate()
+    promised: list[str] = []
+    refused: list[StoreUnavailable] = []
+    is_over = False
+
+    async def call() -> None:
+        while not is_over:
+            row = record_row()
+            try:
+                await store.record(row)
+            except StoreUnavailable as fault:
+                refused.append(fault)
+                await asyncio.sleep(0.02)
+            else:
+                promised.append(row.serial_number)
+
+    callers = [asyncio.create_task(call()) for _ in range(20)]
+    await asyncio.sleep(0.3)
+    # An orderly stop: with fsync off a crash may lose what a real server would keep.
+    await asyncio.to_thread(own_server.stop, signal.SIGINT)
+    await asyncio.sleep(0.2)
+    await asyncio.to_thread(own_server.start)
+    count = len(promised)
+    while len(promised) < count + 50:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    is_over = True
+    await asyncio.gather(*callers)
+    assert refused
+    for serial_number in promised:
+        assert await store.get_record(serial_number) is not None
+    await store.close()
+
+
+async def test_a_password_is_not_repeated(
+    postgres_url: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+):
+    store = Store.open(postgres_url.replace("meshmint@", "nobody-here:hunter2@"))
+    with pytest.raises(StoreUnavailable) as fault:
+        await store.ping()
+    await store.close()
+    assert "hunter2" not in f"{fault.value!r} {caplog.text} {capsys.readouterr()}"
+    assert fault.value.__cause__ is None
+
+
+async def test_the_password_file_is_read_for_every_connection(postgres_url: str, tmp_path: Path):
+    secret = tmp_path / "password"
+    store = Store.open(f"{postgres_url}&password_file={secret}")
+    with pytest.raises(StoreUnavailable):
+        await store.ping()
+    secret.write_text("any will do where the server trusts\n")
+    await store.migrate()
+    await store.ping()
+    await store.close()
+
+
+async def test_a_locked_sqlite_file_is_unavailable_to_writers_alone(tmp_path: Path):
+    path = tmp_path / "store.db"
+    store = Store.open(f"sqlite:///{path}", limits=TimeLimits(lock=0.2))
+    await store.migrate()
+    row = record_row()
+    await store.record(row)
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        await store.record(record_row())
+    assert time.monotonic() - started < 3
+    assert await store.get_record(row.serial_number) == row
+    holder.execute("ROLLBACK")
+    holder.close()
+    await store.record(record_row())
+    await store.close()
+
+
+async def test_a_lock_in_postgresql_is_not_waited_for_for_ever(postgres_url: str):
+    store = Store.open(postgres_url, limits=TimeLimits(lock=0.2))
+    other = Store.open(postgres_url)
+    await store.migrate()
+    held, done = asyncio.Event(), asyncio.Event()
+
+    async def hold(connection: AsyncConnection) -> None:
+        await connection.execute(text("LOCK TABLE records IN ACCESS EXCLUSIVE MODE"))
+        held.set()
+        await done.wait()
+
+    holding = asyncio.create_task(other.database.run(hold))
+    await held.wait()
+    with pytest.raises(StoreUnavailable):
+        await store.record(record_row())
+    done.set()
+    await holding
+    await store.record(record_row())
+    await store.close()
+    await other.close()
+
+
+async def test_a_statement_has_a_time_limit(store_url: str):
+    store = Store.open(store_url, limits=TimeLimits(statement=0.2))
+
+    async def count(connection: AsyncConnection) -> None:
+        endless = (
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000000) "
+            "SELECT count(*) FROM n"
+        )
+        await connection.execute(text(endless))
+
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        await store.database.run(count)
+    assert time.monotonic() - started < 5
+    await store.migrate()
+    await store.ping()
+    await store.close()
+
+
+async def test_a_database_without_our_schema_is_unavailable(store_url: str):
+    store = Store.open(store_url)
+    with pytest.raises(StoreUnavailable):
+        await store.ping()
+    with pytest.raises(StoreUnavailable):
+        await store.record(record_row())
+    await store.close()
+
+
+async def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path):
+    path = tmp_path / "store.db"
+    path.write_bytes(b"this is no database at all, and it is long enough to tell" * 20)
+    store = Store.open(f"sqlite:///{path}")
+    with pytest.raises(StoreUnavailable):
+        await store.migrate()
+    await store.close()
+
+
+async def test_a_file_that_is_gone_does_not_come_back_empty(tmp_path: Path):
+    path = tmp_path / "store.db"
+    store = Store.open(f"sqlite:///{path}")
+    await store.migrate()
+    await store.close()
+    for file in tmp_path.iterdir():
+        file.unlink()
+    with pytest.raises(StoreUnavailable):
+        await store.ping()
+    assert not path.exists()
+    await store.database.close()
+
+
+def test_a_directory_that_is_missing_is_named(tmp_path: Path):
+    with pytest.raises(StoreUnavailable, match=r"missing/store\.db cannot be opened: No such file"):
+        Store.open(f"sqlite:///{tmp_path}/missing/store.db")
+
+
+MIGRATE = """
+import asyncio, sys
+from meshmint_server.store import Store
+
+async def main():
+    store = Store.open(sys.argv[1])
+    print("ready", flush=True)
+    sys.stdin.readline()
+    await store.migrate()
+    await store.ping()
+    await store.close()
+
+asyncio.run(main())
+"""
+
+
+async def test_three_processes_migrate_at_once(store_url: str):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    processes = [
+        subprocess.Popen(  # noqa: ASYNC220
+            [sys.executable, "-c", MIGRATE, store_url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdout
+        await asyncio.to_thread(process.stdout.readline)
+    outputs = await asyncio.gather(
+        *(asyncio.to_thread(process.communicate, "go\n", 60) for process in processes)
+    )
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    store = Store.open(store_url)
+    assert await store.load_roles() == (0, ())
+    await store.close()
+
+
+async def test_migrating_twice_changes_nothing(store_url: str):
+    store = Store.open(store_url)
+    await store.migrate()
+    row = record_row()
+    await store.record(row)
+    await store.migrate()
+    assert await store.get_record(row.serial_number) == row
+    await store.close()
+
+
+async def test_a_schema_of_a_later_release_is_left_alone(store_url: str):
+    store = Store.open(store_url)
+    await store.migrate()
+
+    async def pretend(connection: AsyncConnection) -> None:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+
+    await store.database.run(pretend, writes=True)
+    await store.migrate()
+    await store.record(record_row())
+    await store.close()
+
+
+async def test_the_migrations_build_what_the_schema_says(store_url: str):
+    store = Store.open(store_url)
+    await store.migrate()
+
+    async def compare(connection: AsyncConnection) -> list[object]:
+        return await connection.run_sync(
+            lambda sync: compare_metadata(MigrationContext.configure(sync), metadata)
+        )
+
+    assert await store.database.run(compare) == []
+    await store.close()
+
+
+async def test_sqlite_is_durable_by_its_settings(tmp_path: Path):
+    store = Store.open(f"sqlite:///{tmp_path}/store.db")
+    await store.migrate()
+
+    async def settings(connection: AsyncConnection) -> list[object]:
+        names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        return [(await connection.exec_driver_sql(f"PRAGMA {name}")).scalar() for name in names]
+
+    assert await store.database.run(settings) == ["wal", 2, 1, 5000]
+    await store.close()
