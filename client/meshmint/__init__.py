@@ -1,1 +1,89 @@
-"""Client of Meshmint: X.509 certificates with SPIFFE identities over gRPC."""
+"""Client of Meshmint: X.509 certificates with SPIFFE identities over gRPC.
+
+    from meshmint import Client, TokenFile
+
+    with Client("meshmint.example.org:8443", token=TokenFile("/run/secrets/token")) as client:
+        svid = client.request_svid()
+
+What is named in ``__all__`` is the public interface. The other modules may
+change, and ``meshmint.v1`` holds the generated messages for those who need them.
+"""
+
+from meshmint.admin import AdminClient, AsyncAdminClient
+from meshmint.admin_operations import (
+    Issuer,
+    Page,
+    PutRoleResult,
+    Record,
+    RecordFilter,
+)
+from meshmint.aio import AsyncClient
+from meshmint.client import Client
+from meshmint.errors import (
+    AnswerRefused,
+    ConfigurationError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InternalError,
+    InvalidArgument,
+    MeshmintError,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    TokenUnavailable,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+    UnsafeTransport,
+    Violation,
+)
+from meshmint.keys import KeyAlgorithm, PrivateKey, generate_key, make_csr, private_key_pem
+from meshmint.requests import CertificateOptions, CsrSource
+from meshmint.results import Chain, IssuedCertificate, SignedCertificate, Svid
+from meshmint.retry import RetryPolicy
+from meshmint.tls import ClientCertificate, PemSource
+from meshmint.tokens import TokenFile, TokenSource
+
+__all__ = [
+    "AdminClient",
+    "AnswerRefused",
+    "AsyncAdminClient",
+    "AsyncClient",
+    "CertificateOptions",
+    "Chain",
+    "Client",
+    "ClientCertificate",
+    "ConfigurationError",
+    "CsrSource",
+    "DeadlineExceeded",
+    "FailedPrecondition",
+    "InternalError",
+    "InvalidArgument",
+    "IssuedCertificate",
+    "Issuer",
+    "KeyAlgorithm",
+    "MeshmintError",
+    "NotFound",
+    "Page",
+    "PemSource",
+    "PermissionDenied",
+    "PrivateKey",
+    "PutRoleResult",
+    "Record",
+    "RecordFilter",
+    "ResourceExhausted",
+    "RetryPolicy",
+    "SignedCertificate",
+    "Svid",
+    "TokenFile",
+    "TokenSource",
+    "TokenUnavailable",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "UnsafeTransport",
+    "Violation",
+    "generate_key",
+    "make_csr",
+    "private_key_pem",
+]

@@ -1,0 +1,260 @@
+"""Every call of AdminService as a value, and what it returns. No I/O in here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Generic, Literal, TypedDict, TypeVar
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+
+from meshmint.operations import Operation, moment
+from meshmint.requests import timestamp
+from meshmint.roles import RoleDocument, role_document, role_message
+from meshmint.v1 import admin_service_pb2 as pb
+from meshmint.v1 import role_pb2
+
+__all__ = ["Issuer", "Page", "PutRoleResult", "Record", "RecordFilter"]
+
+_Result = TypeVar("_Result")
+_Item = TypeVar("_Item")
+
+RoleChange = Literal["created", "updated", "unchanged"]
+IssuerState = Literal["pending", "next", "active", "retired"]
+
+_SERVICE = "/meshmint.v1.AdminService/"
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[_Item]):
+    """A page of a list.
+
+    Attributes:
+        items: What is on it.
+        next_page_token: For the next page; empty on the last one.
+    """
+
+    items: tuple[_Item, ...]
+    next_page_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutRoleResult:
+    """What became of a role that was put.
+
+    Attributes:
+        role: The role as it is now, or would be.
+        change: ``created``, ``updated`` or ``unchanged``.
+        warnings: What an operator should know.
+    """
+
+    role: RoleDocument
+    change: RoleChange
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """A CA certificate with its chain and where its key is.
+
+    Attributes:
+        name: Name, unique.
+        state: ``pending``, ``next``, ``active`` or ``retired``.
+        key_uri: Where the key is; never a secret.
+        certificate_pem: The certificate; empty while pending.
+        chain_pem: The certificates above it, root left out.
+        trust_bundle_pem: The roots that it chains to.
+        subject: Subject in RFC 4514 form.
+        serial_number: Lower-case hexadecimal.
+        not_before: Start of the validity, UTC; None while pending.
+        not_after: End of the validity, UTC; None while pending.
+    """
+
+    name: str
+    state: IssuerState
+    key_uri: str
+    certificate_pem: str = field(repr=False)
+    chain_pem: tuple[str, ...] = field(repr=False)
+    trust_bundle_pem: tuple[str, ...] = field(repr=False)
+    subject: str
+    serial_number: str
+    not_before: datetime | None
+    not_after: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is kept of one issued certificate.
+
+    Attributes:
+        serial_number: Lower-case hexadecimal.
+        certificate_pem: The certificate; empty in lists.
+        issuer: Name of the issuer.
+        role: Name of the role.
+        authenticator: Name of the authenticator that vouched for the caller.
+        caller: The caller, as its authenticator names it.
+        spiffe_id: The SPIFFE ID, or None.
+        subject: Subject in RFC 4514 form.
+        names: Every SAN, as ``DNS:…``, ``IP:…``, ``URI:…``, ``email:…``.
+        not_before: Start of the validity, UTC.
+        not_after: End of the validity, UTC.
+        create_time: When it was recorded, UTC.
+        request_id: Id of the RPC, as it stands in the log.
+    """
+
+    serial_number: str
+    certificate_pem: str = field(repr=False)
+    issuer: str
+    role: str
+    authenticator: str
+    caller: str
+    spiffe_id: str | None
+    subject: str
+    names: tuple[str, ...]
+    not_before: datetime
+    not_after: datetime
+    create_time: datetime
+    request_id: str
+
+
+class RecordFilter(TypedDict, total=False):
+    """Which records to list; all that is given must match, exactly.
+
+    Attributes:
+        role: Name of the role.
+        caller: The caller, as its authenticator names it.
+        authenticator: Name of the authenticator.
+        spiffe_id: The SPIFFE ID.
+        issuer: Name of the issuer.
+        created_from: Recorded at this time or later.
+        created_before: Recorded before this time.
+        expires_from: Expires at this time or later.
+        expires_before: Expires before this time.
+    """
+
+    role: str
+    caller: str
+    authenticator: str
+    spiffe_id: str
+    issuer: str
+    created_from: datetime
+    created_before: datetime
+    expires_from: datetime
+    expires_before: datetime
+
+
+def _operation(
+    name: str,
+    request: Message,
+    answer: Callable[[bytes], Any],
+    result: Callable[[Any], _Result],
+) -> Operation[_Result]:
+    return Operation(_SERVICE + name, request, answer, result)
+
+
+def put_role(role: RoleDocument, validate_only: bool) -> Operation[PutRoleResult]:
+    changes: dict[int, RoleChange] = {
+        pb.ROLE_CHANGE_CREATED: "created",
+        pb.ROLE_CHANGE_UPDATED: "updated",
+        pb.ROLE_CHANGE_UNCHANGED: "unchanged",
+    }
+
+    def result(answer: pb.PutRoleResponse) -> PutRoleResult:
+        change = changes.get(answer.change, "updated")
+        return PutRoleResult(role_document(answer.role), change, tuple(answer.warnings))
+
+    return _operation(
+        "PutRole",
+        pb.PutRoleRequest(role=role_message(role), validate_only=validate_only),
+        pb.PutRoleResponse.FromString,
+        result,
+    )
+
+
+def get_role(name: str) -> Operation[RoleDocument]:
+    request = pb.GetRoleRequest(name=name)
+    return _operation("GetRole", request, role_pb2.Role.FromString, role_document)
+
+
+def list_roles(size: int, token: str) -> Operation[Page[RoleDocument]]:
+    def result(answer: pb.ListRolesResponse) -> Page[RoleDocument]:
+        return Page(tuple(map(role_document, answer.roles)), answer.next_page_token)
+
+    request = pb.ListRolesRequest(page_size=size, page_token=token)
+    return _operation("ListRoles", request, pb.ListRolesResponse.FromString, result)
+
+
+def delete_role(name: str, allow_missing: bool) -> Operation[None]:
+    request = pb.DeleteRoleRequest(name=name, allow_missing=allow_missing)
+    return _operation("DeleteRole", request, Empty.FromString, lambda _: None)
+
+
+def list_issuers(size: int, token: str) -> Operation[Page[Issuer]]:
+    def result(answer: pb.ListIssuersResponse) -> Page[Issuer]:
+        return Page(tuple(map(_issuer, answer.issuers)), answer.next_page_token)
+
+    request = pb.ListIssuersRequest(page_size=size, page_token=token)
+    return _operation("ListIssuers", request, pb.ListIssuersResponse.FromString, result)
+
+
+def get_issuer(name: str) -> Operation[Issuer]:
+    request = pb.GetIssuerRequest(name=name)
+    return _operation("GetIssuer", request, pb.Issuer.FromString, _issuer)
+
+
+def list_records(size: int, token: str, only: RecordFilter) -> Operation[Page[Record]]:
+    def result(answer: pb.ListRecordsResponse) -> Page[Record]:
+        return Page(tuple(map(_record, answer.records)), answer.next_page_token)
+
+    fields = {
+        name: timestamp(value, f"filter.{name}") if isinstance(value, datetime) else value
+        for name, value in only.items()
+    }
+    request = pb.ListRecordsRequest(page_size=size, page_token=token)
+    request.filter.CopyFrom(pb.RecordFilter(**fields))  # type: ignore[arg-type]
+    return _operation("ListRecords", request, pb.ListRecordsResponse.FromString, result)
+
+
+def get_record(serial_number: str) -> Operation[Record]:
+    request = pb.GetRecordRequest(serial_number=serial_number)
+    return _operation("GetRecord", request, pb.Record.FromString, _record)
+
+
+def _issuer(answer: pb.Issuer) -> Issuer:
+    states: dict[int, IssuerState] = {
+        pb.ISSUER_STATE_NEXT: "next",
+        pb.ISSUER_STATE_ACTIVE: "active",
+        pb.ISSUER_STATE_RETIRED: "retired",
+    }
+    return Issuer(
+        name=answer.name,
+        state=states.get(answer.state, "pending"),
+        key_uri=answer.key_uri,
+        certificate_pem=answer.certificate,
+        chain_pem=tuple(answer.chain),
+        trust_bundle_pem=tuple(answer.trust_bundle),
+        subject=answer.subject,
+        serial_number=answer.serial_number,
+        not_before=moment(answer.not_before) if answer.HasField("not_before") else None,
+        not_after=moment(answer.not_after) if answer.HasField("not_after") else None,
+    )
+
+
+def _record(answer: pb.Record) -> Record:
+    return Record(
+        serial_number=answer.serial_number,
+        certificate_pem=answer.certificate,
+        issuer=answer.issuer,
+        role=answer.role,
+        authenticator=answer.authenticator,
+        caller=answer.caller,
+        spiffe_id=answer.spiffe_id or None,
+        subject=answer.subject,
+        names=tuple(answer.names),
+        not_before=moment(answer.not_before),
+        not_after=moment(answer.not_after),
+        create_time=moment(answer.create_time),
+        request_id=answer.request_id,
+    )

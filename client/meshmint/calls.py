@@ -1,0 +1,226 @@
+"""Running operations over a channel: token, deadline, retries, errors.
+
+The two runners differ only in how they wait. The channel of the asynchronous
+one is opened by its first call, inside the event loop that it then belongs to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from meshmint.errors import (
+    AnswerRefused,
+    ConfigurationError,
+    DeadlineExceeded,
+    MeshmintError,
+    error_from_rpc,
+)
+from meshmint.operations import Operation, Result
+from meshmint.retry import Attempts, RetryPolicy
+from meshmint.tls import ClientCertificate, PemSource, Transport
+from meshmint.tokens import Tokens, TokenSource
+
+__all__ = ["AsyncCalls", "Calls", "Settings"]
+
+_Metadata = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a client was made with, checked.
+
+    Attributes:
+        transport: Where to, and how it is protected.
+        tokens: Where the credential comes from.
+        timeout: Seconds for a call with all its retries.
+        retry: When to try again.
+    """
+
+    transport: Transport
+    tokens: Tokens
+    timeout: float
+    retry: RetryPolicy
+
+    @classmethod
+    def of(
+        cls,
+        target: str,
+        *,
+        token: TokenSource | None,
+        root_certificates: PemSource | None,
+        insecure: bool,
+        timeout: float,
+        retry: RetryPolicy | None,
+        client_certificate: ClientCertificate | None,
+        server_name: str | None,
+        options: Sequence[tuple[str, str | int]],
+    ) -> Settings:
+        """Checks what a client is made with; Client documents each argument.
+
+        Raises:
+            MeshmintError: Settings that cannot work.
+        """
+        transport = Transport.to(
+            target,
+            root_certificates=root_certificates,
+            insecure=insecure,
+            client_certificate=client_certificate,
+            server_name=server_name,
+            options=options,
+        )
+        return cls(transport, Tokens.of(token), timeout, retry or RetryPolicy())
+
+    def attempts(self, operation: Operation[Any]) -> Attempts:
+        """The attempts of a call, its deadline running from now on."""
+        timeout = self.timeout if operation.timeout is None else operation.timeout
+        return Attempts(self.retry, timeout)
+
+    def failed(self, error: grpc.RpcError) -> MeshmintError:
+        """Translates what gRPC raised; both kinds of client raise this shape."""
+        return error_from_rpc(error, target=self.transport.target)
+
+
+class Calls:
+    """Runs operations and waits for them. May be used from several threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        transport = settings.transport
+        self._channel = (
+            grpc.insecure_channel(transport.target, transport.options)
+            if transport.credentials is None
+            else grpc.secure_channel(transport.target, transport.credentials, transport.options)
+        )
+        self._methods: dict[str, Callable[..., Any]] = {}
+        self._closed = False
+
+    def run(self, operation: Operation[Result]) -> Result:
+        """Makes the call, again where that makes sense.
+
+        Raises:
+            MeshmintError: It failed for good, or the answer was refused.
+        """
+        if self._closed:
+            raise ConfigurationError("this client has been closed")
+        attempts = self._settings.attempts(operation)
+        method = self._method(operation)
+        while True:
+            token = self._settings.tokens.get() if operation.needs_token else None
+            try:
+                answer = method(
+                    operation.request, timeout=attempts.left(), metadata=_metadata(token)
+                )
+            except grpc.RpcError as failed:
+                error = self._settings.failed(failed)
+                pause = attempts.pause_after(error)
+                if pause is None:
+                    raise error from failed
+            else:
+                return _result(operation, answer)
+            time.sleep(pause)
+
+    def close(self) -> None:
+        """Closes the channel; calls under way end as cancelled."""
+        self._closed = True
+        self._channel.close()
+
+    def _method(self, operation: Operation[Any]) -> Callable[..., Any]:
+        if operation.path not in self._methods:
+            self._methods[operation.path] = self._channel.unary_unary(
+                operation.path,
+                request_serializer=Message.SerializeToString,
+                response_deserializer=_unparsed,
+            )
+        return self._methods[operation.path]
+
+
+class AsyncCalls:
+    """Runs operations in one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._channel: grpc.aio.Channel | None = None
+        self._methods: dict[str, Callable[..., Any]] = {}
+        self._closed = False
+
+    async def run(self, operation: Operation[Result]) -> Result:
+        """Makes the call, again where that makes sense.
+
+        Raises:
+            MeshmintError: It failed for good, or the answer was refused.
+        """
+        if self._closed:
+            raise ConfigurationError("this client has been closed")
+        attempts = self._settings.attempts(operation)
+        method = self._method(operation)
+        while True:
+            token = await self._token(attempts) if operation.needs_token else None
+            try:
+                answer = await method(
+                    operation.request, timeout=attempts.left(), metadata=_metadata(token)
+                )
+            except grpc.aio.AioRpcError as failed:
+                error = self._settings.failed(failed)
+                pause = attempts.pause_after(error)
+                if pause is None:
+                    raise error from failed
+            else:
+                return _result(operation, answer)
+            await asyncio.sleep(pause)
+
+    async def _token(self, attempts: Attempts) -> str | None:
+        try:
+            async with asyncio.timeout(attempts.left()) as limit:
+                return await self._settings.tokens.get_async()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded("the token source gave no token within the time-out") from error
+
+    async def close(self) -> None:
+        """Closes the channel; calls under way end as cancelled."""
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close(None)
+
+    def _method(self, operation: Operation[Any]) -> Callable[..., Any]:
+        if self._channel is None:
+            transport = self._settings.transport
+            self._channel = (
+                grpc.aio.insecure_channel(transport.target, transport.options)
+                if transport.credentials is None
+                else grpc.aio.secure_channel(
+                    transport.target, transport.credentials, transport.options
+                )
+            )
+        if operation.path not in self._methods:
+            self._methods[operation.path] = self._channel.unary_unary(
+                operation.path,
+                request_serializer=Message.SerializeToString,
+                response_deserializer=_unparsed,
+            )
+        return self._methods[operation.path]
+
+
+def _unparsed(answer: bytes) -> bytes:
+    # Parsed in _result, where a broken answer becomes an error of ours.
+    return answer
+
+
+def _metadata(token: str | None) -> _Metadata:
+    return () if token is None else (("authorization", f"Bearer {token}"),)
+
+
+def _result(operation: Operation[Result], answer: bytes) -> Result:
+    try:
+        message = operation.answer(answer)
+    except DecodeError as error:
+        raise AnswerRefused("the answer is not the message that this call returns") from error
+    return operation.result(message)

@@ -1,0 +1,192 @@
+"""The client that waits: for threads, scripts and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Self, Unpack
+
+from meshmint import operations
+from meshmint.calls import Calls, Settings
+from meshmint.keys import KeyAlgorithm
+from meshmint.requests import CertificateOptions, CsrSource
+from meshmint.results import Chain, IssuedCertificate, SignedCertificate, Svid
+from meshmint.retry import RetryPolicy
+from meshmint.tls import ClientCertificate, PemSource
+from meshmint.tokens import TokenSource
+
+__all__ = ["Client"]
+
+
+class Client:
+    """Gets certificates from Meshmint. Use it as a context manager, or close it.
+
+    One client holds one connection, is cheap to keep and may be used from
+    several threads. Every method raises MeshmintError or one of its subclasses,
+    and nothing else, for whatever goes wrong with a call.
+
+    Example:
+        with Client("meshmint.example.org:8443", token=TokenFile("/run/token")) as client:
+            svid = client.request_svid()
+            svid.write_files("/run/svid")
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        token: TokenSource | None = None,
+        root_certificates: PemSource | None = None,
+        insecure: bool = False,
+        timeout: float = 10.0,
+        retry: RetryPolicy | None = None,
+        client_certificate: ClientCertificate | None = None,
+        server_name: str | None = None,
+        options: Sequence[tuple[str, str | int]] = (),
+    ) -> None:
+        """Checks the settings; the first call connects.
+
+        Args:
+            target: ``host:port``, ``unix:/path`` or another gRPC target.
+            token: The credential: the token itself, a TokenFile or path that is
+                read again at every attempt, or a function. Only GetChain does
+                without.
+            root_certificates: Roots that the server's certificate must chain to,
+                PEM or the path of a file; None: the system's.
+            insecure: Without TLS; only for a loopback address or a unix socket.
+            timeout: Seconds for a call with all its retries.
+            retry: When to try again; None: the defaults of RetryPolicy.
+            client_certificate: For mutual TLS.
+            server_name: Name that the server's certificate must have, where it
+                differs from the host in ``target``.
+            options: Further gRPC channel options.
+
+        Raises:
+            UnsafeTransport: ``insecure`` and a target that is not local.
+            ConfigurationError: Settings that cannot work.
+        """
+        self._calls = Calls(
+            Settings.of(
+                target,
+                token=token,
+                root_certificates=root_certificates,
+                insecure=insecure,
+                timeout=timeout,
+                retry=retry,
+                client_certificate=client_certificate,
+                server_name=server_name,
+                options=options,
+            )
+        )
+
+    def request_svid(
+        self,
+        role: str = "",
+        *,
+        key_algorithm: KeyAlgorithm = "ec-p256",
+        spiffe_id: str | None = None,
+        dns_names: Sequence[str] = (),
+        ttl: timedelta | None = None,
+        timeout: float | None = None,
+    ) -> Svid:
+        """Gets an X509-SVID for a key that is made here and never travels.
+
+        The answer is only accepted if it is for that key, chains to the trust
+        bundle that comes with it, and carries exactly one SPIFFE ID.
+
+        Args:
+            role: Name of the role; empty if exactly one fits the caller.
+            key_algorithm: Kind of key; the role must allow it.
+            spiffe_id: The SPIFFE ID wanted; None: the caller's own.
+            dns_names: DNS names wanted beside it.
+            ttl: Lifetime wanted; None: the role's.
+            timeout: Seconds for this call in place of the client's time-out.
+
+        Raises:
+            MeshmintError: See meshmint.errors for what each subclass means.
+        """
+        options: CertificateOptions = {"dns_names": dns_names, "ttl": ttl, "timeout": timeout}
+        return self._calls.run(operations.request_svid(role, key_algorithm, spiffe_id, options))
+
+    def request_certificate(
+        self,
+        role: str = "",
+        *,
+        key_algorithm: KeyAlgorithm = "ec-p256",
+        **options: Unpack[CertificateOptions],
+    ) -> IssuedCertificate:
+        """Gets a certificate of any kind for a key that is made here and never travels.
+
+        Args:
+            role: Name of the role; empty if exactly one fits the caller.
+            key_algorithm: Kind of key; the role must allow it.
+            **options: Names and validity, see CertificateOptions.
+
+        Raises:
+            MeshmintError: See meshmint.errors for what each subclass means.
+        """
+        return self._calls.run(operations.request_certificate(role, key_algorithm, options))
+
+    def sign(
+        self, csr: CsrSource, role: str = "", **options: Unpack[CertificateOptions]
+    ) -> SignedCertificate:
+        """Gets a certificate for the public key of a CSR.
+
+        Args:
+            csr: PEM text, PEM or DER bytes, or a parsed CSR.
+            role: Name of the role; empty if exactly one fits the caller.
+            **options: Validity, and names beside those of the CSR; see CertificateOptions.
+
+        Raises:
+            MeshmintError: See meshmint.errors for what each subclass means.
+        """
+        return self._calls.run(operations.sign(csr, role, options))
+
+    def issue(
+        self,
+        role: str = "",
+        *,
+        key_algorithm: KeyAlgorithm | None = None,
+        **options: Unpack[CertificateOptions],
+    ) -> IssuedCertificate:
+        """Has the server make the key pair; the private key crosses the network.
+
+        Prefer request_svid or request_certificate wherever the key can be made here.
+
+        Args:
+            role: Name of the role; empty if exactly one fits the caller.
+            key_algorithm: Kind of key; None: the role decides.
+            **options: Names and validity, see CertificateOptions.
+
+        Raises:
+            MeshmintError: See meshmint.errors for what each subclass means.
+        """
+        return self._calls.run(operations.issue(role, key_algorithm, options))
+
+    def get_chain(self, issuer: str = "", *, timeout: float | None = None) -> Chain:
+        """Gets an issuer's chain and the trust bundle; needs no credential.
+
+        Args:
+            issuer: Name of the issuer; empty: the active one.
+            timeout: Seconds for this call in place of the client's time-out.
+
+        Raises:
+            MeshmintError: See meshmint.errors for what each subclass means.
+        """
+        return self._calls.run(operations.get_chain(issuer, timeout))
+
+    def close(self) -> None:
+        """Closes the connection. The client cannot be used after that."""
+        self._calls.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

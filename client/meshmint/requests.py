@@ -1,0 +1,179 @@
+"""From the arguments of a call to its protobuf message.
+
+Only what cannot be sent at all is refused here; whether it is allowed is the
+server's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address, IPv6Address
+from typing import TypedDict, TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from meshmint.errors import InvalidArgument, Violation
+from meshmint.keys import KeyAlgorithm, check_algorithm
+from meshmint.v1 import certificate_service_pb2 as pb
+
+__all__ = ["CertificateOptions", "CsrSource", "names_message"]
+
+CsrSource = str | bytes | x509.CertificateSigningRequest
+"""A CSR as PEM text, as PEM or DER bytes, or parsed."""
+
+_T = TypeVar("_T")
+
+_ALGORITHMS: dict[KeyAlgorithm, pb.KeyAlgorithm.ValueType] = {
+    "ec-p256": pb.KEY_ALGORITHM_EC_P256,
+    "ec-p384": pb.KEY_ALGORITHM_EC_P384,
+    "ec-p521": pb.KEY_ALGORITHM_EC_P521,
+    "rsa-2048": pb.KEY_ALGORITHM_RSA_2048,
+    "rsa-3072": pb.KEY_ALGORITHM_RSA_3072,
+    "rsa-4096": pb.KEY_ALGORITHM_RSA_4096,
+    "ed25519": pb.KEY_ALGORITHM_ED25519,
+}
+
+
+class CertificateOptions(TypedDict, total=False):
+    """What a certificate is to hold, and how long to wait for it. All optional.
+
+    Attributes:
+        common_name: Subject common name; also becomes a DNS or e-mail SAN.
+        dns_names: DNS names.
+        ip_addresses: IPv4 or IPv6 addresses.
+        uris: URIs, at most one of them a SPIFFE ID.
+        email_addresses: E-mail addresses.
+        other_names: otherName SANs as (object identifier, text).
+        subject_serial_number: The subject's serialNumber attribute (2.5.4.5).
+        user_ids: Subject UID attributes (0.9.2342.19200300.100.1.1).
+        exclude_common_name_from_sans: Keeps the common name out of the SANs.
+        ttl: Lifetime from now on; not together with ``not_after``.
+        not_after: Exact end, with a time zone.
+        not_before: Exact start, with a time zone.
+        timeout: Seconds for this call in place of the client's time-out.
+    """
+
+    common_name: str
+    dns_names: Sequence[str]
+    ip_addresses: Sequence[str | IPv4Address | IPv6Address]
+    uris: Sequence[str]
+    email_addresses: Sequence[str]
+    other_names: Sequence[tuple[str, str]]
+    subject_serial_number: str
+    user_ids: Sequence[str]
+    exclude_common_name_from_sans: bool
+    ttl: timedelta | None
+    not_after: datetime | None
+    not_before: datetime | None
+    timeout: float | None
+
+
+def names_message(options: CertificateOptions) -> pb.CertificateNames:
+    """The names asked for, as a message.
+
+    Raises:
+        InvalidArgument: A single string where several names are expected.
+    """
+    return pb.CertificateNames(
+        common_name=options.get("common_name", ""),
+        dns_names=_several("dns_names", options.get("dns_names", ())),
+        ip_addresses=[
+            str(address) for address in _several("ip_addresses", options.get("ip_addresses", ()))
+        ],
+        uris=_several("uris", options.get("uris", ())),
+        email_addresses=_several("email_addresses", options.get("email_addresses", ())),
+        other_names=[
+            pb.OtherName(type_id=type_id, value=value)
+            for type_id, value in options.get("other_names", ())
+        ],
+        subject_serial_number=options.get("subject_serial_number", ""),
+        user_ids=_several("user_ids", options.get("user_ids", ())),
+        exclude_common_name_from_sans=options.get("exclude_common_name_from_sans", False),
+    )
+
+
+def validity_message(options: CertificateOptions) -> pb.Validity:
+    """The validity asked for, as a message.
+
+    Raises:
+        InvalidArgument: Both ends given, a time without a zone, or a span that
+            a message cannot hold.
+    """
+    ttl, not_after = options.get("ttl"), options.get("not_after")
+    not_before = options.get("not_before")
+    if ttl is not None and not_after is not None:
+        raise _refused("validity", "give either ttl or not_after, not both")
+    validity = pb.Validity()
+    if ttl is not None:
+        validity.ttl.FromTimedelta(ttl)
+    if not_after is not None:
+        validity.not_after.CopyFrom(timestamp(not_after, "validity.not_after"))
+    if not_before is not None:
+        validity.not_before.CopyFrom(timestamp(not_before, "validity.not_before"))
+    return validity
+
+
+def issue_message(
+    role: str, key_algorithm: KeyAlgorithm | None, options: CertificateOptions
+) -> pb.IssueRequest:
+    """The message of Issue."""
+    if key_algorithm is not None:
+        check_algorithm(key_algorithm)
+    return pb.IssueRequest(
+        role=role,
+        names=names_message(options),
+        validity=validity_message(options),
+        key_algorithm=(
+            pb.KEY_ALGORITHM_UNSPECIFIED if key_algorithm is None else _ALGORITHMS[key_algorithm]
+        ),
+    )
+
+
+def sign_message(role: str, csr: CsrSource, options: CertificateOptions) -> pb.SignRequest:
+    """The message of Sign.
+
+    Raises:
+        InvalidArgument: Bytes that start like PEM and are not text.
+    """
+    message = pb.SignRequest(
+        role=role, names=names_message(options), validity=validity_message(options)
+    )
+    if isinstance(csr, x509.CertificateSigningRequest):
+        message.csr_der = csr.public_bytes(Encoding.DER)
+    elif isinstance(csr, str):
+        message.csr_pem = csr
+    elif csr.lstrip().startswith(b"-----BEGIN"):
+        try:
+            message.csr_pem = csr.decode("ascii")
+        except UnicodeDecodeError as error:
+            raise _refused("csr_pem", "PEM is ASCII text") from error
+    else:
+        message.csr_der = csr
+    return message
+
+
+def timestamp(moment: datetime, field: str) -> Timestamp:
+    """The moment as a message.
+
+    Raises:
+        InvalidArgument: It has no time zone, so that nobody can know which moment it is.
+    """
+    if moment.tzinfo is None:
+        raise _refused(field, "the time has no time zone: use datetime.now(UTC) or tzinfo=UTC")
+    message = Timestamp()
+    message.FromDatetime(moment.astimezone(UTC))
+    return message
+
+
+def _several(field: str, values: Sequence[_T]) -> list[_T]:
+    # A string is a sequence of strings: dns_names="a.example" would ask for nine names.
+    if isinstance(values, str | bytes):
+        raise _refused(f"names.{field}", f"give a list, such as {field}=[{values!r}]")
+    return list(values)
+
+
+def _refused(field: str, description: str) -> InvalidArgument:
+    return InvalidArgument(description, violations=[Violation(field, description)])
