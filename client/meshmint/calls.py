@@ -135,7 +135,7 @@ class Calls:
         if operation.path not in self._methods:
             self._methods[operation.path] = self._channel.unary_unary(
                 operation.path,
-                request_serializer=Message.SerializeToString,
+                request_serializer=_serialized,
                 response_deserializer=_unparsed,
             )
         return self._methods[operation.path]
@@ -203,10 +203,14 @@ class AsyncCalls:
         if operation.path not in self._methods:
             self._methods[operation.path] = self._channel.unary_unary(
                 operation.path,
-                request_serializer=Message.SerializeToString,
+                request_serializer=_serialized,
                 response_deserializer=_unparsed,
             )
         return self._methods[operation.path]
+
+
+def _serialized(request: Message) -> bytes:
+    return request.SerializeToString()
 
 
 def _unparsed(answer: bytes) -> bytes:

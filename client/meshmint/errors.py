@@ -50,6 +50,9 @@ __all__ = [
     "Violation",
 ]
 
+# How gRPC and BoringSSL say that they do not trust a certificate.
+_DISTRUST = ("certificate_verify_failed", "hostname verification", "certificate signature failure")
+
 _DETAILS_KEY = "grpc-status-details-bin"
 
 
@@ -270,7 +273,7 @@ def _explain_transport(code: str, message: str, target: str) -> str:
     """Says what to do about a status that gRPC made itself, without the server."""
     if code == "UNAVAILABLE":
         lowered = message.lower()
-        if "certificate_verify_failed" in lowered or "hostname verification" in lowered:
+        if any(sign in lowered for sign in _DISTRUST):
             return (
                 f"the TLS certificate of {target} is not trusted: check that the CA file holds "
                 f"the roots of the server's certificate, and that it names this host ({message})"
