@@ -1,0 +1,209 @@
+"""The keys of one process: opened by name, made by label.
+
+A key is handed out only after it has signed something and the public key has
+confirmed it: an issuer whose key does not fit is found at start-up, not when the
+first certificate is refused by its reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from meshmint_server.keys.algorithm import (
+    KeyAlgorithmName,
+    PublicKey,
+    default_algorithm,
+    load_public_key,
+)
+from meshmint_server.keys.file import FileKey, KeyDirectory
+from meshmint_server.keys.key import KeyFault, SigningKey
+from meshmint_server.keys.pkcs11 import Pkcs11Key, Pkcs11Token
+from meshmint_server.keys.pkcs11_module import Pkcs11Module
+from meshmint_server.keys.secret import SecretSource
+from meshmint_server.keys.signer import Signer, SignerHealth
+from meshmint_server.keys.uri import (
+    FileKeyUri,
+    InvalidKeyUri,
+    Pkcs11Uri,
+    parse_key_uri,
+    parse_token_uri,
+)
+
+__all__ = ["KeyRing"]
+
+# An RSA-4096 key takes tokens up to a minute to make.
+_GENERATE_SECONDS: Final = 120.0
+_OPEN_SECONDS: Final = 30.0
+_TEST_MESSAGE: Final = b"meshmint key test, not a certificate: "
+
+
+class KeyRing:
+    """Opens and makes signing keys. One per process; usable from any event loop."""
+
+    def __init__(
+        self,
+        pkcs11: str | None = None,
+        file_directory: Path | None = None,
+        passphrase_source: str | None = None,
+        *,
+        threads: int = 1,
+        queue_size: int = 1024,
+        sign_timeout: float = 5.0,
+    ) -> None:
+        """Take the configuration; nothing is loaded before the first key is.
+
+        Args:
+            pkcs11: Token URI, see ``parse_token_uri``; None without a token.
+            file_directory: Where key files are; None without file keys.
+            passphrase_source: ``file:/path`` or ``env:NAME``; needed for file keys.
+            threads: PKCS#11 calls at the same time; over 1 through p11-kit-proxy.so only.
+            queue_size: How many jobs may wait before Overloaded.
+            sign_timeout: Seconds that a signature may take, queueing included.
+
+        Raises:
+            InvalidKeyUri: The configuration does not hold together.
+        """
+        self._timeout = sign_timeout
+        self._module: Pkcs11Module | None = None
+        self._token: Pkcs11Token | None = None
+        self._directory: KeyDirectory | None = None
+        self._file_signer: Signer | None = None
+        if file_directory is not None:
+            if passphrase_source is None:
+                raise InvalidKeyUri("File keys need a passphrase source: file:/path or env:NAME.")
+            source = SecretSource.parse(passphrase_source, "passphrase")
+            self._directory = KeyDirectory(file_directory, source)
+        if pkcs11 is not None:
+            uri = parse_token_uri(pkcs11)
+            if uri.module_path is None:
+                raise InvalidKeyUri("The token URI needs 'module-path='.")
+            SecretSource.parse(uri.pin_source or "", "PIN")
+            self._module = Pkcs11Module.acquire(
+                uri.module_path, threads=threads, queue_size=queue_size
+            )
+            self._token = Pkcs11Token(self._module, uri)
+        if self._directory is not None:
+            self._file_signer = Signer("keyfile", queue_size=queue_size)
+
+    async def open(self, uri: str, public_key_spki_der: bytes | None = None) -> SigningKey:
+        """Open a key and prove that it signs for its public key.
+
+        Args:
+            uri: As the store keeps it; a file key or a token's key.
+            public_key_spki_der: The public key that it must have; None takes the key's word.
+
+        Raises:
+            InvalidKeyUri: The URI is malformed, or has a module or a PIN in it.
+            KeyUnavailable: No such key, several, another key than expected, or no answer.
+        """
+        parsed = parse_key_uri(uri)
+        expected = None if public_key_spki_der is None else load_public_key(public_key_spki_der)
+        if isinstance(parsed, FileKeyUri):
+            key: SigningKey = await self._open_file(parsed, expected)
+        else:
+            key = await self._open_token(parsed, expected)
+        await self._prove(key)
+        return key
+
+    async def generate(self, label: str, algorithm: KeyAlgorithmName | str) -> SigningKey:
+        """Make a key: in the token if one is configured, else in a file.
+
+        Args:
+            label: Name for people; the file's name, or CKA_LABEL. Up to 64 characters.
+            algorithm: The kind of key.
+
+        Raises:
+            InvalidKeyUri: The label or the algorithm cannot be used.
+            KeyUnavailable: The key could not be made, or does not sign.
+        """
+        try:
+            kind = KeyAlgorithmName(algorithm)
+        except ValueError:
+            raise InvalidKeyUri(
+                f"The kind of key is one of {', '.join(KeyAlgorithmName)}."
+            ) from None
+        if not 0 < len(label) <= 64 or not label.isprintable():
+            raise InvalidKeyUri("A key's label has 1 to 64 printable characters.")
+        key: SigningKey
+        if self._token is not None and self._module is not None:
+            made = await self._module.signer.run(
+                partial(self._token.generate, label, kind), timeout=_GENERATE_SECONDS
+            )
+            key = Pkcs11Key(self._token, self._module, made.uri, made.public_key, self._timeout)
+        else:
+            directory, signer = self._files()
+            file_uri, private = await signer.run(
+                partial(directory.generate, label, kind), timeout=_GENERATE_SECONDS
+            )
+            key = FileKey(file_uri, private, signer, directory.path / file_uri.name, self._timeout)
+        await self._prove(key)
+        return key
+
+    def health(self, limit: float = 10.0) -> SignerHealth:
+        """How the signing threads are doing: the worst of them."""
+        readings = [signer.health(limit) for signer in self._signers()]
+        return SignerHealth(
+            waiting=sum(reading.waiting for reading in readings),
+            busy_seconds=max((reading.busy_seconds for reading in readings), default=0.0),
+            is_stuck=any(reading.is_stuck for reading in readings),
+        )
+
+    def is_stuck(self, limit: float = 10.0) -> bool:
+        """Whether a call hangs, so that this process should be replaced."""
+        return any(signer.is_stuck(limit) for signer in self._signers())
+
+    async def close(self) -> None:
+        """End sessions and threads, after what waits has been signed."""
+        module, self._module = self._module, None
+        signer, self._file_signer = self._file_signer, None
+        if module is not None:
+            await asyncio.to_thread(module.release)
+        if signer is not None:
+            await asyncio.to_thread(signer.close)
+
+    def _signers(self) -> list[Signer]:
+        signers = [] if self._module is None else [self._module.signer]
+        return signers if self._file_signer is None else [*signers, self._file_signer]
+
+    def _files(self) -> tuple[KeyDirectory, Signer]:
+        if self._directory is None or self._file_signer is None:
+            raise KeyFault(
+                "No keys are configured: neither a PKCS#11 token nor a key directory."
+                if self._token is None
+                else "This key is in a file, and no key directory is configured.",
+                reason="KEYS_NOT_CONFIGURED",
+            )
+        return self._directory, self._file_signer
+
+    async def _open_file(self, uri: FileKeyUri, expected: PublicKey | None) -> FileKey:
+        directory, signer = self._files()
+        private = await signer.run(partial(directory.load, uri, expected), timeout=_OPEN_SECONDS)
+        return FileKey(uri, private, signer, directory.path / uri.name, self._timeout)
+
+    async def _open_token(self, uri: Pkcs11Uri, expected: PublicKey | None) -> Pkcs11Key:
+        if self._token is None or self._module is None:
+            raise KeyFault(
+                "This key is in a PKCS#11 token, and no token is configured.",
+                reason="KEYS_NOT_CONFIGURED",
+            )
+        found, public_key = await self._module.signer.run(
+            partial(self._token.open_key, uri, expected), timeout=_OPEN_SECONDS
+        )
+        return Pkcs11Key(self._token, self._module, found, public_key, self._timeout)
+
+    async def _prove(self, key: SigningKey) -> None:
+        algorithm = default_algorithm(key.public_key)
+        message = _TEST_MESSAGE + secrets.token_bytes(32)
+        try:
+            signature = await key.sign(message, algorithm)
+        except KeyFault as fault:
+            raise KeyFault(fault.detail, reason=fault.kind, retry_after=fault.retry_after) from None
+        if not algorithm.is_valid(key.public_key, signature, message):
+            raise KeyFault(
+                f"The private key {key.uri} does not belong to the public key that it has here.",
+                reason="KEY_MISMATCH",
+            )
