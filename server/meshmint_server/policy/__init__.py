@@ -1,1 +1,39 @@
 """What a role grants a caller. Pure: no I/O, no clock and no randomness of its own."""
+
+from meshmint_server.policy.caller import Attribute, Caller
+from meshmint_server.policy.callers import CallerMatcher
+from meshmint_server.policy.choose import choose_role
+from meshmint_server.policy.csr import parse_csr, parse_csr_der
+from meshmint_server.policy.decide import Bounds, decide
+from meshmint_server.policy.decision import Decision
+from meshmint_server.policy.request import (
+    CertificateRequest,
+    CsrContents,
+    KeyAlgorithm,
+    Names,
+    OtherName,
+    PublicKey,
+    Validity,
+)
+from meshmint_server.policy.role import PolicyIdentifier, Role
+
+__all__ = [
+    "Attribute",
+    "Bounds",
+    "Caller",
+    "CallerMatcher",
+    "CertificateRequest",
+    "CsrContents",
+    "Decision",
+    "KeyAlgorithm",
+    "Names",
+    "OtherName",
+    "PolicyIdentifier",
+    "PublicKey",
+    "Role",
+    "Validity",
+    "choose_role",
+    "decide",
+    "parse_csr",
+    "parse_csr_der",
+]

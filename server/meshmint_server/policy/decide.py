@@ -1,0 +1,93 @@
+"""The decision: what a role grants a caller who asks for a certificate.
+
+Pure: the same arguments always give the same Decision, or every violation at
+once. Nothing asked for is dropped without a warning or a violation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from meshmint_server.policy.caller import Caller
+from meshmint_server.policy.decision import Decision
+from meshmint_server.policy.findings import Findings
+from meshmint_server.policy.granted_names import decide_names
+from meshmint_server.policy.lifetime import decide_validity
+from meshmint_server.policy.request import CertificateRequest
+from meshmint_server.policy.role import Role
+from meshmint_server.policy.subject import build_subject
+from meshmint_server.policy.subject_keys import check_csr_usages, decide_key, decide_key_usage
+from meshmint_server.spiffe import TrustDomain
+
+__all__ = ["Bounds", "decide"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the service sets for all roles.
+
+    Attributes:
+        trust_domain: The service's own.
+        default_ttl: Lifetime where neither role nor caller says one.
+        max_ttl: The longest lifetime; roles cannot pass it.
+    """
+
+    trust_domain: TrustDomain
+    default_ttl: timedelta
+    max_ttl: timedelta
+
+
+def decide(
+    role: Role, caller: Caller, request: CertificateRequest, *, now: datetime, bounds: Bounds
+) -> Decision:
+    """Decides a request under a role that is for the caller.
+
+    Args:
+        role: The role, as choose_role returned it.
+        caller: Who asks.
+        request: What is asked for.
+        now: The present, UTC.
+        bounds: The service's own limits.
+
+    Raises:
+        InvalidRequest: Something is malformed; carries every such violation.
+        PolicyViolated: Something lies outside the role; carries every violation.
+    """
+    findings = Findings()
+    key, key_type = decide_key(role, request, findings)
+    key_usage = decide_key_usage(role, key_type, findings)
+    if request.csr is not None:
+        check_csr_usages(role, request.csr, findings)
+    names = decide_names(role, caller, request, bounds.trust_domain, findings)
+    not_before, not_after = decide_validity(
+        role,
+        request.validity,
+        findings,
+        now=now,
+        default_ttl=bounds.default_ttl,
+        max_ttl=bounds.max_ttl,
+    )
+    findings.raise_if_any(role.name)
+    assert key is not None  # noqa: S101 -- decide_key notes why it is None, and that was raised
+    return Decision(
+        role=role.name,
+        subject=build_subject(
+            role.subject_attributes, names.common_name, names.serial_number, names.user_ids
+        ),
+        sans=names.sans,
+        spiffe_id=names.spiffe_id,
+        not_before=not_before,
+        not_after=not_after,
+        key=key,
+        key_usage=key_usage,
+        ext_key_usages=role.ext_key_usages,
+        policies=role.policies,
+        # An X509-SVID says CA:FALSE (X509-SVID section 4.1).
+        basic_constraints=role.basic_constraints_valid_for_non_ca or names.spiffe_id is not None,
+        issuer_ref=role.issuer,
+        signature_bits=role.signature_bits,
+        use_pss=role.use_pss,
+        is_recorded=not role.no_store,
+        warnings=tuple(findings.warnings),
+    )
