@@ -1,0 +1,21 @@
+"""The one path every certificate takes, and what operators may do around it."""
+
+from meshmint_server.issuance.administration import Administration, PutRole, RoleChange, put_role
+from meshmint_server.issuance.mint import Deadline, Issued, Mint
+from meshmint_server.issuance.readiness import Readiness, ReadinessProbe
+from meshmint_server.issuance.roles import RoleBook
+from meshmint_server.issuance.service_certificate import ServiceCertificate
+
+__all__ = [
+    "Administration",
+    "Deadline",
+    "Issued",
+    "Mint",
+    "PutRole",
+    "Readiness",
+    "ReadinessProbe",
+    "RoleBook",
+    "RoleChange",
+    "ServiceCertificate",
+    "put_role",
+]

@@ -1,0 +1,148 @@
+"""One structured line per decision, granted or refused.
+
+Holds what an auditor asks for, and never a token, a CSR or a key: callers of
+this module pass names, not credentials. SPIFFE IDs belong here and never into a
+metric label.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, TextIO
+
+import structlog
+
+__all__ = ["AuditLog", "Origin", "configure_logging", "utc_text"]
+
+LogFormat = Literal["json", "console"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request came from.
+
+    Attributes:
+        request_id: Id of the RPC, made by the server; also in the reply's metadata.
+        rpc: Method, such as ``CertificateService/Sign``.
+        peer: Network address of the caller.
+    """
+
+    request_id: str
+    rpc: str
+    peer: str
+
+
+def utc_text(moment: datetime) -> str:
+    """RFC 3339 in UTC, to the second, as certificates have it."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def configure_logging(
+    log_format: LogFormat = "json", level: LogLevel = "info", stream: TextIO | None = None
+) -> None:
+    """Sends every log line of this process to one stream, as JSON or for people."""
+    numeric = {"debug": 10, "info": 20, "warning": 30, "error": 40}[level]
+    out = stream or sys.stdout
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer(sort_keys=False, default=str)
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=out.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(numeric),
+        logger_factory=structlog.WriteLoggerFactory(file=out),
+        cache_logger_on_first_use=True,
+    )
+    # Libraries that log by the standard library say only what an operator must know.
+    logging.basicConfig(level=max(numeric, logging.WARNING), stream=sys.stderr, force=True)
+
+
+class AuditLog:
+    """Writes the decision lines."""
+
+    def __init__(self) -> None:
+        self._log = structlog.get_logger("audit")
+
+    def granted(
+        self,
+        origin: Origin,
+        *,
+        caller: str,
+        authenticator: str,
+        role: str,
+        spiffe_id: str | None,
+        names: Sequence[str],
+        serial: str,
+        issuer: str,
+        not_after: datetime,
+    ) -> None:
+        """A certificate was recorded and is about to be handed out."""
+        self._log.info(
+            "certificate issued",
+            type="audit",
+            decision="granted",
+            request_id=origin.request_id,
+            rpc=origin.rpc,
+            peer=origin.peer,
+            caller=caller,
+            authenticator=authenticator,
+            role=role,
+            spiffe_id=spiffe_id,
+            names=list(names),
+            serial=serial,
+            issuer=issuer,
+            not_after=utc_text(not_after),
+        )
+
+    def refused(
+        self,
+        origin: Origin,
+        *,
+        reason: str,
+        message: str,
+        violations: Sequence[str] = (),
+        caller: str | None = None,
+        authenticator: str | None = None,
+        role: str | None = None,
+    ) -> None:
+        """A request was refused; the reason is that of the error's details."""
+        self._log.warning(
+            "request refused",
+            type="audit",
+            decision="refused",
+            request_id=origin.request_id,
+            rpc=origin.rpc,
+            peer=origin.peer,
+            caller=caller,
+            authenticator=authenticator,
+            role=role,
+            reason=reason,
+            message=message,
+            violations=list(violations),
+        )
+
+    def administered(self, origin: Origin, *, caller: str, authenticator: str, change: str) -> None:
+        """An operator changed something."""
+        self._log.info(
+            "administration",
+            type="audit",
+            decision="granted",
+            request_id=origin.request_id,
+            rpc=origin.rpc,
+            peer=origin.peer,
+            caller=caller,
+            authenticator=authenticator,
+            change=change,
+        )

@@ -1,0 +1,83 @@
+"""`meshmint.v1.CertificateService`: translates, calls issuance or authority, translates back."""
+
+from __future__ import annotations
+
+from meshmint.v1 import certificate_service_pb2 as pb
+from meshmint.v1.certificate_service_pb2_grpc import CertificateServiceServicer
+
+from meshmint_server.authority import IssuerBook
+from meshmint_server.grpc_api import translate
+from meshmint_server.grpc_api.edge import Call, Edge, rpc
+from meshmint_server.issuance import Issued, Mint
+from meshmint_server.spiffe import TrustDomain
+
+__all__ = ["CertificateService"]
+
+
+class CertificateService(CertificateServiceServicer):
+    """Issue, Sign and GetChain."""
+
+    def __init__(
+        self, edge: Edge, mint: Mint, issuers: IssuerBook, trust_domain: TrustDomain
+    ) -> None:
+        self.edge = edge
+        self._mint = mint
+        self._issuers = issuers
+        self._trust_domain = trust_domain
+
+    @rpc("CertificateService/Issue")
+    async def Issue(self, request: pb.IssueRequest, call: Call) -> pb.IssueResponse:  # noqa: N802
+        """Makes a key pair and a certificate for it."""
+        caller = await call.authenticate()
+        issued = await self._mint.issue(
+            caller,
+            request.role,
+            translate.issue_request(request),
+            origin=call.origin,
+            deadline=call.deadline,
+        )
+        response = pb.IssueResponse(private_key=issued.private_key_pem or "")
+        _fill(response, issued)
+        return response
+
+    @rpc("CertificateService/Sign")
+    async def Sign(self, request: pb.SignRequest, call: Call) -> pb.SignResponse:  # noqa: N802
+        """Issues a certificate for the caller's own key."""
+        caller = await call.authenticate()
+        issued = await self._mint.issue(
+            caller,
+            request.role,
+            translate.sign_request(request),
+            origin=call.origin,
+            deadline=call.deadline,
+        )
+        response = pb.SignResponse()
+        _fill(response, issued)
+        return response
+
+    @rpc("CertificateService/GetChain")
+    async def GetChain(self, request: pb.GetChainRequest, call: Call) -> pb.GetChainResponse:  # noqa: N802
+        """The chain and trust bundle; needs no credential."""
+        issuer = self._issuers.get(request.issuer) if request.issuer else self._issuers.active()
+        return pb.GetChainResponse(
+            issuer=issuer.name,
+            chain=(issuer.certificate_pem, *issuer.chain_pem),
+            trust_bundle=issuer.roots_pem,
+            trust_domain=str(self._trust_domain),
+            not_after=translate.timestamp(issuer.not_after),
+        )
+
+
+def _fill(response: pb.IssueResponse | pb.SignResponse, issued: Issued) -> None:
+    decision, issuer = issued.decision, issued.issuer
+    response.certificate = issued.certificate_pem
+    response.chain.append(issuer.certificate_pem)
+    response.chain.extend(issuer.chain_pem)
+    response.trust_bundle.extend(issuer.roots_pem)
+    response.serial_number = issued.serial_number
+    response.spiffe_id = "" if decision.spiffe_id is None else str(decision.spiffe_id)
+    response.not_before.CopyFrom(translate.timestamp(decision.not_before))
+    response.not_after.CopyFrom(translate.timestamp(decision.not_after))
+    response.role = decision.role
+    response.issuer = issuer.name
+    response.warnings.extend(decision.warnings)

@@ -1,0 +1,211 @@
+"""What every RPC has in common: who calls, how long it may take, how errors leave.
+
+The outermost edge: the only place that turns an unexpected exception into
+INTERNAL, with a request id and without a word about why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import grpc
+import structlog
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from meshmint_server import telemetry
+from meshmint_server.audit import AuditLog, Origin
+from meshmint_server.authn import Authenticators
+from meshmint_server.errors import MeshmintError, Unauthenticated
+from meshmint_server.issuance import Deadline
+from meshmint_server.policy import Caller
+
+__all__ = ["Call", "Edge", "rpc"]
+
+log = structlog.get_logger(__name__)
+
+ERROR_DOMAIN = "meshmint"
+REQUEST_ID_KEY = "x-request-id"
+_DETAILS_KEY = "grpc-status-details-bin"
+# Error details travel in HTTP/2 trailers, which clients limit to 8 KiB.
+_MAX_VIOLATIONS = 20
+_MAX_DESCRIPTION = 300
+_MAX_MESSAGE = 1000
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Servicer = TypeVar("Servicer", bound="HasEdge")
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What servicers need beside the domain.
+
+    Attributes:
+        authenticators: Turn credentials into callers.
+        audit: Where refused credentials are written down.
+        time_limit: Seconds that a request may take where the client sets no
+            deadline, or a longer one.
+    """
+
+    authenticators: Authenticators
+    audit: AuditLog
+    time_limit: float
+
+
+class HasEdge(Protocol):
+    """A servicer."""
+
+    edge: Edge
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One RPC in flight."""
+
+    origin: Origin
+    deadline: Deadline
+    token: str | None
+    edge: Edge
+
+    async def authenticate(self) -> Caller:
+        """The caller behind the credential.
+
+        Raises:
+            Unauthenticated: There is no credential, or it does not hold.
+            VerifierUnavailable: It cannot be checked at present.
+        """
+        try:
+            async with self.deadline.limit():
+                return await self.edge.authenticators.authenticate(self.token)
+        except MeshmintError as error:
+            self.edge.audit.refused(self.origin, reason=error.reason, message=error.message)
+            raise
+
+
+def rpc(
+    name: str,
+) -> Callable[
+    [Callable[[Servicer, Request, Call], Awaitable[Response]]],
+    Callable[[Servicer, Request, grpc.aio.ServicerContext[Any, Any]], Awaitable[Response]],
+]:
+    """Makes a servicer's method of one that takes a `Call`, and translates its errors.
+
+    Args:
+        name: Service and method, such as ``CertificateService/Sign``.
+    """
+
+    def decorate(
+        method: Callable[[Servicer, Request, Call], Awaitable[Response]],
+    ) -> Callable[[Servicer, Request, grpc.aio.ServicerContext[Any, Any]], Awaitable[Response]]:
+        @functools.wraps(method)
+        async def handle(
+            self: Servicer, request: Request, context: grpc.aio.ServicerContext[Any, Any]
+        ) -> Response:
+            started = time.perf_counter()
+            code = "OK"
+            origin = Origin(uuid.uuid4().hex, name, context.peer())
+            telemetry.IN_FLIGHT.inc()
+            try:
+                context.set_trailing_metadata(((REQUEST_ID_KEY, origin.request_id),))
+                remaining = context.time_remaining()
+                limit = self.edge.time_limit
+                call = Call(
+                    origin=origin,
+                    deadline=Deadline.after(limit if remaining is None else min(limit, remaining)),
+                    token=_bearer_token(context, self.edge, origin),
+                    edge=self.edge,
+                )
+                return await method(self, request, call)
+            except MeshmintError as error:
+                code = error.code
+                await _abort(context, error, origin)
+            except asyncio.CancelledError:
+                code = "CANCELLED"
+                raise
+            except Exception:
+                code = "INTERNAL"
+                log.exception("bug: unexpected error", request_id=origin.request_id, rpc=name)
+                await context.abort(
+                    grpc.StatusCode.INTERNAL,
+                    f"internal error; tell the operator the request id {origin.request_id}",
+                    ((REQUEST_ID_KEY, origin.request_id),),
+                )
+            finally:
+                telemetry.IN_FLIGHT.dec()
+                telemetry.RPC_SECONDS.labels(name, code).observe(time.perf_counter() - started)
+            raise AssertionError("abort returned")  # pragma: no cover
+
+        return handle
+
+    return decorate
+
+
+def _bearer_token(
+    context: grpc.aio.ServicerContext[Any, Any], edge: Edge, origin: Origin
+) -> str | None:
+    """The one bearer token of the request's metadata (RFC 6750 section 2.1)."""
+    values = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    if not values:
+        return None
+    scheme, _, token = str(values[0]).partition(" ")
+    if len(values) == 1 and scheme.lower() == "bearer":
+        return token
+    error = Unauthenticated(
+        "send exactly one 'authorization' metadata entry of the form 'Bearer <token>'",
+        reason="CREDENTIAL_MALFORMED",
+    )
+    edge.audit.refused(origin, reason=error.reason, message=error.message)
+    raise error
+
+
+async def _abort(
+    context: grpc.aio.ServicerContext[Any, Any], error: MeshmintError, origin: Origin
+) -> None:
+    code = grpc.StatusCode[error.code]
+    message = _shorten(error.message, _MAX_MESSAGE)
+    status = status_pb2.Status(code=code.value[0], message=message, details=_details(error))
+    await context.abort(
+        code,
+        message,
+        ((REQUEST_ID_KEY, origin.request_id), (_DETAILS_KEY, status.SerializeToString())),
+    )
+
+
+def _details(error: MeshmintError) -> list[any_pb2.Any]:
+    messages: list[Any] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)]
+    if error.violations:
+        violations = [
+            error_details_pb2.BadRequest.FieldViolation(
+                field=_shorten(violation.field, 100),
+                description=_shorten(violation.description, _MAX_DESCRIPTION),
+            )
+            for violation in error.violations[:_MAX_VIOLATIONS]
+        ]
+        if (left_out := len(error.violations) - _MAX_VIOLATIONS) > 0:
+            violations.append(
+                error_details_pb2.BadRequest.FieldViolation(
+                    description=f"and {left_out} more violations"
+                )
+            )
+        messages.append(error_details_pb2.BadRequest(field_violations=violations))
+    if error.retry_after is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after * 1e9))
+        messages.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    packed = []
+    for message in messages:
+        box = any_pb2.Any()
+        box.Pack(message)
+        packed.append(box)
+    return packed
+
+
+def _shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,234 @@
+"""Between protobuf and the domain's values. No decisions, only spelling.
+
+What protobuf can hold and the domain cannot (a duration of 300,000 years) is
+refused here, as INVALID_ARGUMENT with the field's path.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from google.protobuf import duration_pb2, json_format, timestamp_pb2
+from meshmint.v1 import admin_service_pb2, role_pb2
+from meshmint.v1 import certificate_service_pb2 as pb
+
+from meshmint_server.errors import InvalidRequest, Violation
+from meshmint_server.policy import (
+    CertificateRequest,
+    KeyAlgorithm,
+    Names,
+    OtherName,
+    Role,
+    Validity,
+    parse_csr,
+    parse_csr_der,
+)
+from meshmint_server.store import IssuerRow, IssuerState, RecordFilter, RecordRow
+
+__all__ = [
+    "issue_request",
+    "issuer_message",
+    "record_filter",
+    "record_message",
+    "role_document",
+    "role_message",
+    "sign_request",
+    "timestamp",
+]
+
+_KEY_ALGORITHMS = {
+    pb.KEY_ALGORITHM_EC_P256: KeyAlgorithm.EC_P256,
+    pb.KEY_ALGORITHM_EC_P384: KeyAlgorithm.EC_P384,
+    pb.KEY_ALGORITHM_EC_P521: KeyAlgorithm.EC_P521,
+    pb.KEY_ALGORITHM_RSA_2048: KeyAlgorithm.RSA_2048,
+    pb.KEY_ALGORITHM_RSA_3072: KeyAlgorithm.RSA_3072,
+    pb.KEY_ALGORITHM_RSA_4096: KeyAlgorithm.RSA_4096,
+    pb.KEY_ALGORITHM_ED25519: KeyAlgorithm.ED25519,
+}
+
+_ISSUER_STATES = {
+    IssuerState.PENDING: admin_service_pb2.ISSUER_STATE_PENDING,
+    IssuerState.NEXT: admin_service_pb2.ISSUER_STATE_NEXT,
+    IssuerState.ACTIVE: admin_service_pb2.ISSUER_STATE_ACTIVE,
+    IssuerState.RETIRED: admin_service_pb2.ISSUER_STATE_RETIRED,
+}
+
+_ROLE_DURATIONS = ("ttl", "max_ttl", "not_before_duration")
+
+
+def timestamp(moment: datetime) -> timestamp_pb2.Timestamp:
+    """A moment in protobuf's form."""
+    message = timestamp_pb2.Timestamp()
+    message.FromDatetime(moment)
+    return message
+
+
+def issue_request(request: pb.IssueRequest) -> CertificateRequest:
+    """What an IssueRequest asks for.
+
+    Raises:
+        InvalidRequest: A value is out of range or unknown.
+    """
+    key_algorithm: KeyAlgorithm | None = None
+    if request.key_algorithm != pb.KEY_ALGORITHM_UNSPECIFIED:
+        key_algorithm = _KEY_ALGORITHMS.get(request.key_algorithm)
+        if key_algorithm is None:
+            raise _invalid("key_algorithm", f"{request.key_algorithm} is not a known KeyAlgorithm")
+    return CertificateRequest(
+        names=_names(request.names),
+        validity=_validity(request.validity),
+        key_algorithm=key_algorithm,
+    )
+
+
+def sign_request(request: pb.SignRequest) -> CertificateRequest:
+    """What a SignRequest asks for.
+
+    Raises:
+        InvalidRequest: The CSR is missing or malformed, or a value is out of range.
+    """
+    match request.WhichOneof("csr"):
+        case "csr_pem":
+            csr = parse_csr(request.csr_pem)
+        case "csr_der":
+            csr = parse_csr_der(request.csr_der)
+        case _:
+            raise _invalid("csr_pem", "send a certificate signing request in csr_pem or csr_der")
+    return CertificateRequest(
+        names=_names(request.names), validity=_validity(request.validity), csr=csr
+    )
+
+
+def _names(names: pb.CertificateNames) -> Names:
+    return Names(
+        common_name=names.common_name,
+        dns_names=tuple(names.dns_names),
+        ip_addresses=tuple(names.ip_addresses),
+        uris=tuple(names.uris),
+        email_addresses=tuple(names.email_addresses),
+        other_names=tuple(OtherName(name.type_id, name.value) for name in names.other_names),
+        subject_serial_number=names.subject_serial_number,
+        user_ids=tuple(names.user_ids),
+        exclude_common_name_from_sans=names.exclude_common_name_from_sans,
+    )
+
+
+def _validity(validity: pb.Validity) -> Validity:
+    end = validity.WhichOneof("end")
+    return Validity(
+        ttl=_timedelta(validity.ttl, "validity.ttl") if end == "ttl" else None,
+        not_after=(
+            _datetime(validity.not_after, "validity.not_after") if end == "not_after" else None
+        ),
+        not_before=_optional_datetime(validity, "not_before", "validity.not_before"),
+    )
+
+
+def _timedelta(duration: duration_pb2.Duration, field: str) -> timedelta:
+    try:
+        return duration.ToTimedelta()
+    except (OverflowError, ValueError):
+        raise _invalid(field, "the duration is out of range") from None
+
+
+def _datetime(moment: timestamp_pb2.Timestamp, field: str) -> datetime:
+    try:
+        return moment.ToDatetime(tzinfo=UTC)
+    except (OverflowError, ValueError):
+        raise _invalid(field, "the time is not between the years 1 and 9999") from None
+
+
+def _optional_datetime(message: Any, name: str, field: str) -> datetime | None:
+    return _datetime(getattr(message, name), field) if message.HasField(name) else None
+
+
+def _invalid(field: str, description: str) -> InvalidRequest:
+    return InvalidRequest(f"{field}: {description}", violations=[Violation(field, description)])
+
+
+def role_document(role: role_pb2.Role) -> dict[str, object]:
+    """A role as the document that `Role.from_document` reads."""
+    try:
+        document: dict[str, object] = json_format.MessageToDict(
+            role, preserving_proto_field_name=True
+        )
+    except ValueError:
+        raise _invalid("role", "a duration is out of range") from None
+    if role.HasField("key_usage"):
+        document["key_usage"] = list(role.key_usage.usages)
+    return document
+
+
+def role_message(role: Role) -> role_pb2.Role:
+    """A role with every field spelled out, defaults too."""
+    document = json.loads(role.model_dump_json(exclude_none=True))
+    for name in _ROLE_DURATIONS:
+        document.pop(name, None)
+        value: timedelta | None = getattr(role, name)
+        if value is not None:
+            document[name] = f"{value.total_seconds():.0f}s"
+    document["key_usage"] = {"usages": list(role.key_usage)}
+    message = role_pb2.Role()
+    json_format.ParseDict(document, message)
+    return message
+
+
+def issuer_message(row: IssuerRow) -> admin_service_pb2.Issuer:
+    """An issuer, without anything secret: a row holds nothing that is."""
+    message = admin_service_pb2.Issuer(
+        name=row.name, state=_ISSUER_STATES[row.state], key_uri=row.key_uri
+    )
+    if row.certificate is not None:
+        certificate = x509.load_der_x509_certificate(row.certificate)
+        message.certificate = _pem(row.certificate)
+        message.subject = certificate.subject.rfc4514_string()
+        message.serial_number = f"{certificate.serial_number:x}"
+        message.not_before.FromDatetime(certificate.not_valid_before_utc)
+        message.not_after.FromDatetime(certificate.not_valid_after_utc)
+    message.chain.extend(map(_pem, row.chain))
+    message.trust_bundle.extend(map(_pem, row.roots))
+    return message
+
+
+def record_message(row: RecordRow) -> admin_service_pb2.Record:
+    """A record; the certificate only where the row has it."""
+    message = admin_service_pb2.Record(
+        serial_number=row.serial_number,
+        certificate=_pem(row.certificate) if row.certificate else "",
+        issuer=row.issuer,
+        role=row.role,
+        authenticator=row.authenticator,
+        caller=row.caller,
+        spiffe_id=row.spiffe_id or "",
+        subject=row.subject,
+        names=row.names,
+        request_id=row.request_id,
+    )
+    message.not_before.FromDatetime(row.not_before)
+    message.not_after.FromDatetime(row.not_after)
+    message.create_time.FromDatetime(row.created_at)
+    return message
+
+
+def record_filter(message: admin_service_pb2.RecordFilter) -> RecordFilter:
+    """What to list; an empty string matches all."""
+    return RecordFilter(
+        role=message.role or None,
+        caller=message.caller or None,
+        authenticator=message.authenticator or None,
+        spiffe_id=message.spiffe_id or None,
+        issuer=message.issuer or None,
+        created_from=_optional_datetime(message, "created_from", "filter.created_from"),
+        created_before=_optional_datetime(message, "created_before", "filter.created_before"),
+        expires_from=_optional_datetime(message, "expires_from", "filter.expires_from"),
+        expires_before=_optional_datetime(message, "expires_before", "filter.expires_before"),
+    )
+
+
+def _pem(der: bytes) -> str:
+    certificate = x509.load_der_x509_certificate(der)
+    return certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")

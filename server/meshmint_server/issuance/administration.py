@@ -1,0 +1,197 @@
+"""What operators may do: roles, issuers and records, behind one check of who asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from meshmint_server.audit import AuditLog, Origin
+from meshmint_server.errors import MeshmintError, NotFound, PermissionDenied
+from meshmint_server.issuance.roles import RoleBook
+from meshmint_server.policy import Caller, CallerMatcher, Role
+from meshmint_server.spiffe import TrustDomain
+from meshmint_server.store import IssuerRow, Page, RecordFilter, RecordRow, RoleRow, Store
+
+__all__ = ["Administration", "PutRole", "RoleChange", "put_role"]
+
+
+class RoleChange(Enum):
+    """What putting a role did, or would do."""
+
+    CREATED = "created"
+    UPDATED = "updated"
+    UNCHANGED = "unchanged"
+
+
+@dataclass(frozen=True, slots=True)
+class PutRole:
+    """Outcome of putting a role."""
+
+    role: Role
+    before: Role | None
+    change: RoleChange
+    warnings: tuple[str, ...]
+
+
+async def put_role(
+    store: Store, role: Role, *, trust_domain: TrustDomain, validate_only: bool
+) -> PutRole:
+    """Creates a role or replaces it whole, if it differs. Idempotent."""
+    row = await store.get_role(role.name)
+    before = None if row is None else Role.from_document(row.document)
+    if row is None:
+        change = RoleChange.CREATED
+    elif row.document == role.document():
+        change = RoleChange.UNCHANGED
+    else:
+        change = RoleChange.UPDATED
+    if change is not RoleChange.UNCHANGED and not validate_only:
+        await store.put_role(RoleRow(role.name, role.document()))
+    return PutRole(role, before, change, role.warnings(trust_domain))
+
+
+class Administration:
+    """The operators' side. Every method checks the caller before anything else.
+
+    Each raises PermissionDenied for a caller that the configuration does not
+    name under ``admins``.
+    """
+
+    def __init__(
+        self,
+        *,
+        admins: Sequence[CallerMatcher],
+        store: Store,
+        roles: RoleBook,
+        trust_domain: TrustDomain,
+        audit: AuditLog,
+    ) -> None:
+        self._admins = tuple(admins)
+        self._store = store
+        self._roles = roles
+        self._trust_domain = trust_domain
+        self._audit = audit
+
+    def _require_admin(self, caller: Caller, origin: Origin) -> None:
+        if any(matcher.matches(caller) for matcher in self._admins):
+            return
+        error = PermissionDenied(
+            "this caller is not an administrator; the server's configuration lists them "
+            "under 'admins'",
+            reason="NOT_AN_ADMIN",
+        )
+        self._audit.refused(
+            origin,
+            caller=caller.subject,
+            authenticator=caller.authenticator,
+            reason=error.reason,
+            message=error.message,
+        )
+        raise error
+
+    def _changed(self, caller: Caller, origin: Origin, change: str) -> None:
+        self._audit.administered(
+            origin, caller=caller.subject, authenticator=caller.authenticator, change=change
+        )
+
+    async def put_role(
+        self,
+        caller: Caller,
+        origin: Origin,
+        role_document: dict[str, object],
+        *,
+        validate_only: bool,
+    ) -> PutRole:
+        """Creates or replaces a role.
+
+        Raises:
+            InvalidRole: It can never work; carries every violation.
+        """
+        self._require_admin(caller, origin)
+        try:
+            role = Role.from_document(role_document)
+        except MeshmintError as error:
+            self._audit.refused(
+                origin,
+                caller=caller.subject,
+                authenticator=caller.authenticator,
+                reason=error.reason,
+                message=error.message,
+                violations=[f"{v.field}: {v.description}" for v in error.violations],
+            )
+            raise
+        outcome = await put_role(
+            self._store, role, trust_domain=self._trust_domain, validate_only=validate_only
+        )
+        if outcome.change is not RoleChange.UNCHANGED and not validate_only:
+            self._changed(caller, origin, f"role {role.name} {outcome.change.value}")
+            await self._roles.refresh()
+        return outcome
+
+    async def get_role(self, caller: Caller, origin: Origin, name: str) -> Role:
+        """One role, as it is stored."""
+        self._require_admin(caller, origin)
+        row = await self._store.get_role(name)
+        if row is None:
+            raise NotFound(f"there is no role {name!r}; ListRoles lists them")
+        return Role.from_document(row.document)
+
+    async def list_roles(
+        self, caller: Caller, origin: Origin, page_size: int, page_token: str
+    ) -> Page[Role]:
+        """A page of roles by name."""
+        self._require_admin(caller, origin)
+        page = await self._store.list_roles(page_size, page_token)
+        return Page(
+            tuple(Role.from_document(row.document) for row in page.items), page.next_page_token
+        )
+
+    async def delete_role(
+        self, caller: Caller, origin: Origin, name: str, *, allow_missing: bool
+    ) -> None:
+        """Deletes a role."""
+        self._require_admin(caller, origin)
+        if await self._store.delete_role(name):
+            self._changed(caller, origin, f"role {name} deleted")
+            await self._roles.refresh()
+        elif not allow_missing:
+            raise NotFound(f"there is no role {name!r}; ListRoles lists them")
+
+    async def get_issuer(self, caller: Caller, origin: Origin, name: str) -> IssuerRow:
+        """One issuer."""
+        self._require_admin(caller, origin)
+        row = await self._store.get_issuer(name)
+        if row is None:
+            raise NotFound(f"there is no issuer {name!r}; ListIssuers lists them")
+        return row
+
+    async def list_issuers(
+        self, caller: Caller, origin: Origin, page_size: int, page_token: str
+    ) -> Page[IssuerRow]:
+        """A page of issuers by name."""
+        self._require_admin(caller, origin)
+        return await self._store.list_issuers(page_size, page_token)
+
+    async def get_record(self, caller: Caller, origin: Origin, serial_number: str) -> RecordRow:
+        """The record of one certificate."""
+        self._require_admin(caller, origin)
+        row = await self._store.get_record(serial_number)
+        if row is None:
+            raise NotFound(
+                "there is no record of that serial number; certificates of roles with no_store "
+                "are not recorded"
+            )
+        return row
+
+    async def list_records(
+        self,
+        caller: Caller,
+        origin: Origin,
+        record_filter: RecordFilter,
+        page_size: int,
+        page_token: str,
+    ) -> Page[RecordRow]:
+        """A page of records, newest first."""
+        self._require_admin(caller, origin)
+        return await self._store.list_records(record_filter, page_size, page_token)

@@ -1,0 +1,270 @@
+"""The one path every certificate takes: decide → prepare → sign → verify → record → reply.
+
+No edge and no other room signs a certificate. Nothing is handed out before its
+signature was verified and, unless the role says otherwise, its record is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+
+from meshmint_server import telemetry
+from meshmint_server.audit import AuditLog, Origin
+from meshmint_server.authority import Issuer, IssuerBook
+from meshmint_server.errors import DeadlineTooShort, KeyUnavailable, MeshmintError
+from meshmint_server.issuance.prepare import Prepared, prepare
+from meshmint_server.issuance.roles import RoleBook
+from meshmint_server.issuance.subject_keys import SubjectKey, SubjectKeys, private_key_pem
+from meshmint_server.policy import (
+    Bounds,
+    Caller,
+    CertificateRequest,
+    Decision,
+    KeyAlgorithm,
+    Role,
+    choose_role,
+    decide,
+)
+from meshmint_server.store import RecordRow, Store
+
+__all__ = ["Deadline", "Issued", "Mint"]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When the client stops waiting, on the monotonic clock."""
+
+    at: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        """The deadline that many seconds from now."""
+        return cls(time.monotonic() + seconds)
+
+    @asynccontextmanager
+    async def limit(self) -> AsyncIterator[None]:
+        """Ends what runs inside at the deadline.
+
+        Raises:
+            DeadlineTooShort: The deadline passed.
+        """
+        try:
+            async with asyncio.timeout(self.at - time.monotonic()):
+                yield
+        except TimeoutError:
+            raise DeadlineTooShort(
+                "the deadline passed before the certificate could be signed and recorded; "
+                "nothing was minted; retry with a longer deadline"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """An issued certificate.
+
+    Attributes:
+        certificate_pem: PEM.
+        serial_number: Lower-case hexadecimal.
+        private_key_pem: Only for Issue.
+    """
+
+    decision: Decision
+    issuer: Issuer
+    certificate_pem: str
+    serial_number: str
+    private_key_pem: str | None
+
+
+class Mint:
+    """Issues certificates. One per worker process."""
+
+    def __init__(
+        self,
+        *,
+        roles: RoleBook,
+        issuers: IssuerBook,
+        store: Store,
+        bounds: Bounds,
+        audit: AuditLog,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._roles = roles
+        self._issuers = issuers
+        self._store = store
+        self._bounds = bounds
+        self._audit = audit
+        self._clock = clock
+        self._subject_keys = SubjectKeys()
+
+    async def issue(
+        self,
+        caller: Caller,
+        role_name: str,
+        request: CertificateRequest,
+        *,
+        origin: Origin,
+        deadline: Deadline,
+    ) -> Issued:
+        """Decides about a request and, if it is granted, issues the certificate.
+
+        Raises:
+            MeshmintError: The request is refused, or cannot be served at
+                present; nothing was handed out.
+        """
+        try:
+            role = choose_role(self._roles.roles, caller, role_name)
+            return await self.issue_under(role, caller, request, origin=origin, deadline=deadline)
+        except MeshmintError as error:
+            self._audit.refused(
+                origin,
+                caller=caller.subject,
+                authenticator=caller.authenticator,
+                role=role_name or None,
+                reason=error.reason,
+                message=error.message,
+                violations=[f"{v.field}: {v.description}" for v in error.violations],
+            )
+            raise
+
+    async def issue_under(
+        self,
+        role: Role,
+        caller: Caller,
+        request: CertificateRequest,
+        *,
+        origin: Origin,
+        deadline: Deadline,
+    ) -> Issued:
+        """Issues under a role that was chosen already."""
+        now = self._clock()
+        decision = decide(role, caller, request, now=now, bounds=self._bounds)
+        issuer = (
+            self._issuers.active()
+            if decision.issuer_ref is None
+            else self._issuers.get(decision.issuer_ref)
+        )
+        subject_key: SubjectKey | None = None
+        # Past this block the certificate is recorded, come what may: a deadline
+        # that cut the recording short would leave it open whether it was minted.
+        async with deadline.limit():
+            if isinstance(decision.key, KeyAlgorithm):
+                subject_key = await self._subject_keys.make(decision.key)
+                public_key = subject_key.public_key()
+            else:
+                public_key = decision.key
+            prepared = prepare(decision, issuer, public_key, now)
+            certificate, der = await self._sign(prepared)
+        serial = f"{prepared.serial_number:x}"
+        names = tuple(_name_text(name) for name in decision.sans)
+        if decision.is_recorded:
+            await self._record(
+                RecordRow(
+                    serial_number=serial,
+                    certificate=der,
+                    issuer=issuer.name,
+                    role=role.name,
+                    authenticator=caller.authenticator,
+                    caller=caller.subject,
+                    spiffe_id=None if decision.spiffe_id is None else str(decision.spiffe_id),
+                    subject=decision.subject.rfc4514_string(),
+                    names=names,
+                    not_before=decision.not_before,
+                    not_after=decision.not_after,
+                    created_at=now,
+                    request_id=origin.request_id,
+                )
+            )
+        self._audit.granted(
+            origin,
+            caller=caller.subject,
+            authenticator=caller.authenticator,
+            role=role.name,
+            spiffe_id=None if decision.spiffe_id is None else str(decision.spiffe_id),
+            names=names,
+            serial=serial,
+            issuer=issuer.name,
+            not_after=decision.not_after,
+        )
+        return Issued(
+            decision=decision,
+            issuer=issuer,
+            certificate_pem=certificate.public_bytes(serialization.Encoding.PEM).decode("ascii"),
+            serial_number=serial,
+            private_key_pem=None if subject_key is None else private_key_pem(subject_key),
+        )
+
+    async def _sign(self, prepared: Prepared) -> tuple[x509.Certificate, bytes]:
+        """Has the issuer's key sign, and trusts the answer only once it verifies."""
+        started = time.perf_counter()
+        outcome = "failed"
+        telemetry.SIGNATURES_WAITING.inc()
+        try:
+            signature = await prepared.issuer.key.sign(
+                prepared.to_be_signed.data, prepared.algorithm
+            )
+            outcome = "signed"
+        finally:
+            telemetry.SIGNATURES_WAITING.dec()
+            telemetry.SIGNATURE_SECONDS.labels(outcome).observe(time.perf_counter() - started)
+        der = prepared.to_be_signed.assemble(signature)
+        try:
+            certificate = x509.load_der_x509_certificate(der)
+            certificate.verify_directly_issued_by(prepared.issuer.certificate)
+        except (InvalidSignature, ValueError, TypeError) as error:
+            telemetry.SIGNATURE_SECONDS.labels("wrong").observe(time.perf_counter() - started)
+            log.error("the key made a wrong signature", key=prepared.issuer.key.uri)
+            raise KeyUnavailable(
+                "the signing key made a signature that does not verify; nothing was handed out; "
+                "retry, and have an operator look at the token"
+            ) from error
+        return certificate, der
+
+    async def _record(self, row: RecordRow) -> None:
+        started = time.perf_counter()
+        outcome = "failed"
+        try:
+            # Shielded: a client that hangs up now must not leave it open whether
+            # the certificate is on record.
+            await asyncio.shield(self._store.record(row))
+            outcome = "recorded"
+        finally:
+            telemetry.STORE_SECONDS.labels(outcome).observe(time.perf_counter() - started)
+
+    def close(self) -> None:
+        """Stops making key pairs."""
+        self._subject_keys.close()
+
+
+def _name_text(name: x509.GeneralName) -> str:
+    match name:
+        case x509.DNSName():
+            return f"DNS:{name.value}"
+        case x509.UniformResourceIdentifier():
+            return f"URI:{name.value}"
+        case x509.IPAddress():
+            return f"IP:{name.value}"
+        case x509.RFC822Name():
+            return f"email:{name.value}"
+        case x509.OtherName():
+            # The value is DER of a UTF8String (policy admits no other).
+            return f"other:{name.type_id.dotted_string};UTF8:{_utf8_string(name.value)}"
+        case _:
+            raise TypeError(f"policy granted a name of an unknown type: {type(name).__name__}")
+
+
+def _utf8_string(der: bytes) -> str:
+    length = der[1]
+    header = 2 if length < 0x80 else 2 + (length & 0x7F)
+    return der[header:].decode("utf-8")

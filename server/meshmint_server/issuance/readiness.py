@@ -1,0 +1,84 @@
+"""Whether this worker can issue: a real signature with the real key, made lately."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from meshmint_server import telemetry
+from meshmint_server.authority import IssuerBook
+from meshmint_server.errors import MeshmintError
+from meshmint_server.keys import KeyFault, default_algorithm
+from meshmint_server.store import Store
+
+__all__ = ["Readiness", "ReadinessProbe"]
+
+log = structlog.get_logger(__name__)
+
+_PROBE = b"meshmint readiness probe: not a certificate"
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Outcome of the last probe; the reason is for operators and holds no secret."""
+
+    is_ready: bool
+    reason: str
+
+
+class ReadinessProbe:
+    """Probes key and store, and tells whoever wants to know about changes."""
+
+    def __init__(self, issuers: IssuerBook, store: Store) -> None:
+        self._issuers = issuers
+        self._store = store
+        self._listeners: list[Callable[[Readiness], None]] = []
+        self.current = Readiness(False, "starting")
+
+    def on_change(self, listener: Callable[[Readiness], None]) -> None:
+        """Calls the listener at every change, and once now."""
+        self._listeners.append(listener)
+        listener(self.current)
+
+    async def probe(self, time_limit: float = 5.0) -> Readiness:
+        """Makes one signature with the active issuer's key, verifies it, and asks the store."""
+        try:
+            async with asyncio.timeout(time_limit):
+                issuer = self._issuers.active()
+                algorithm = default_algorithm(issuer.key.public_key)
+                signature = await issuer.key.sign(_PROBE, algorithm)
+                if not algorithm.is_valid(issuer.key.public_key, signature, _PROBE):
+                    raise KeyFault("the key made a signature that does not verify")
+                await self._store.ping()
+            outcome = Readiness(True, "ready")
+        except MeshmintError as error:
+            outcome = Readiness(False, f"{error.reason}: {error.message}")
+            if isinstance(error, KeyFault):
+                log.debug("probe failed", detail=error.detail)
+        except TimeoutError:
+            outcome = Readiness(False, "the test signature took too long")
+        self._publish(outcome)
+        return outcome
+
+    def stop(self, reason: str) -> None:
+        """Says not ready from now on, as when draining."""
+        self._publish(Readiness(False, reason))
+
+    def _publish(self, outcome: Readiness) -> None:
+        if outcome == self.current:
+            return
+        self.current = outcome
+        telemetry.READY.set(int(outcome.is_ready))
+        report = log.info if outcome.is_ready else log.warning
+        report("readiness changed", ready=outcome.is_ready, reason=outcome.reason)
+        for listener in self._listeners:
+            listener(outcome)
+
+    async def follow(self, interval: float) -> None:
+        """Probes for ever, every ``interval`` seconds."""
+        while True:
+            await asyncio.sleep(interval)
+            await self.probe()

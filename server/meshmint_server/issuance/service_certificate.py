@@ -1,0 +1,105 @@
+"""The service's own TLS certificate, issued by itself and renewed before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from meshmint_server.audit import Origin
+from meshmint_server.authority import IssuerBook
+from meshmint_server.errors import MeshmintError
+from meshmint_server.issuance.mint import Deadline, Issued, Mint
+from meshmint_server.policy import Caller, CertificateRequest, Names, Role, Validity
+from meshmint_server.spiffe import SpiffeId, TrustDomain
+
+__all__ = ["ServiceCertificate"]
+
+log = structlog.get_logger(__name__)
+
+_RETRY_SECONDS = 5.0
+_NAP_SECONDS = 1.0
+
+
+class ServiceCertificate:
+    """Issues a certificate for the service's own names, and keeps it fresh.
+
+    It is granted by a role of its own that no store holds and no caller can
+    name, and it takes the same path as every other certificate.
+    """
+
+    def __init__(
+        self,
+        mint: Mint,
+        issuers: IssuerBook,
+        *,
+        trust_domain: TrustDomain,
+        dns_names: Sequence[str],
+        ip_addresses: Sequence[str],
+        lifetime: timedelta,
+    ) -> None:
+        self._mint = mint
+        self._issuers = issuers
+        self._lifetime = lifetime
+        spiffe_id = SpiffeId(trust_domain, ("meshmint", "server"))
+        self._caller = Caller(
+            authenticator="meshmint",
+            subject="meshmint-server",
+            attributes={},
+            spiffe_id=spiffe_id,
+            expires_at=datetime.max.replace(tzinfo=UTC),
+        )
+        self._names = Names(dns_names=tuple(dns_names), ip_addresses=tuple(ip_addresses))
+        self._role = Role.from_document(
+            {
+                "name": "meshmint-server",
+                "callers": [{"authenticator": "meshmint"}],
+                "spiffe": "own",
+                "allow_any_name": True,
+                "allow_localhost": True,
+                "enforce_hostnames": True,
+                "allow_wildcard_certificates": False,
+                "key_type": "ec",
+                "ttl": int(lifetime.total_seconds()),
+                "max_ttl": int(lifetime.total_seconds()),
+            }
+        )
+
+    async def issue(self) -> Issued:
+        """Issues one certificate with a fresh key.
+
+        Raises:
+            MeshmintError: As for any certificate.
+        """
+        # Shorter than asked when the issuer ends first: a service with an old
+        # issuer still has to be reached, so that its operator can replace it.
+        remaining = self._issuers.active().not_after - datetime.now(UTC) - timedelta(seconds=1)
+        request = CertificateRequest(
+            names=self._names, validity=Validity(ttl=min(self._lifetime, remaining))
+        )
+        return await self._mint.issue_under(
+            self._role,
+            self._caller,
+            request,
+            origin=Origin(uuid.uuid4().hex, "self", "self"),
+            deadline=Deadline.after(10),
+        )
+
+    async def follow(self, use: Callable[[Issued], None], current: Issued) -> None:
+        """Renews at two thirds of the lifetime, for ever; a failure keeps the old one."""
+        while True:
+            now = datetime.now(UTC)
+            renew_at = now + (current.decision.not_after - now) * 2 / 3
+            # In short naps, so that a clock that is set forward is noticed.
+            while datetime.now(UTC) < renew_at:  # noqa: ASYNC110
+                await asyncio.sleep(_NAP_SECONDS)
+            try:
+                current = await self.issue()
+            except MeshmintError as error:
+                log.warning("the service's own certificate was not renewed", reason=error.reason)
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                use(current)

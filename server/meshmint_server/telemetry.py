@@ -1,0 +1,87 @@
+"""Metrics, in Prometheus' form.
+
+No label ever holds a SPIFFE ID, a name, a caller or a role: labels are from
+small closed sets, so that a busy mesh does not drown its own monitoring.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+__all__ = [
+    "IN_FLIGHT",
+    "ISSUER_EXPIRY",
+    "READY",
+    "RPC_SECONDS",
+    "SIGNATURES_WAITING",
+    "SIGNATURE_SECONDS",
+    "STORE_SECONDS",
+    "TOKEN_CHECKS",
+    "exposition",
+]
+
+_LATENCY: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+RPC_SECONDS: Final = Histogram(
+    "meshmint_rpc_seconds",
+    "Time from a request's arrival to its answer, by RPC and gRPC status code.",
+    ("rpc", "code"),
+    buckets=_LATENCY,
+)
+IN_FLIGHT: Final = Gauge(
+    "meshmint_rpcs_in_flight",
+    "Requests that are being worked on.",
+    multiprocess_mode="livesum",
+)
+SIGNATURE_SECONDS: Final = Histogram(
+    "meshmint_signature_seconds",
+    "Time a to-be-signed certificate waits in the queue and is signed, by outcome.",
+    ("outcome",),
+    buckets=_LATENCY,
+)
+SIGNATURES_WAITING: Final = Gauge(
+    "meshmint_signatures_waiting",
+    "Requests that wait for the signing key.",
+    multiprocess_mode="livesum",
+)
+STORE_SECONDS: Final = Histogram(
+    "meshmint_store_seconds",
+    "Time until a record is durable, by outcome.",
+    ("outcome",),
+    buckets=_LATENCY,
+)
+TOKEN_CHECKS: Final = Counter(
+    "meshmint_token_checks_total",
+    "Credentials checked, by authenticator and outcome.",
+    ("authenticator", "outcome"),
+)
+ISSUER_EXPIRY: Final = Gauge(
+    "meshmint_issuer_not_after_seconds",
+    "When an issuer's chain expires, in seconds since 1970.",
+    ("issuer", "state"),
+    multiprocess_mode="livemax",
+)
+READY: Final = Gauge(
+    "meshmint_ready",
+    "Workers whose last test signature with the real key succeeded.",
+    multiprocess_mode="livesum",
+)
+
+
+def exposition() -> bytes:
+    """The metrics of all workers of this server, in Prometheus' text format."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+    return generate_latest()
