@@ -8,11 +8,13 @@ real TLS, and can be told to fail in every way that a test needs.
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -247,15 +249,20 @@ class TestCa:
         self.file = directory / f"ca-{uuid.uuid4().hex[:8]}.pem"
         self.file.write_bytes(self.pem)
 
-    def server_context(self, address: str = "127.0.0.1") -> ssl.SSLContext:
-        """A TLS server context with a fresh certificate for the address and localhost."""
+    def server_context(
+        self, address: str = "127.0.0.1", names: Sequence[str] = ("localhost",)
+    ) -> ssl.SSLContext:
+        """A TLS server context with a fresh certificate for the address and names."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")])
         certificate = (
             _builder(subject, self._name, key.public_key())
             .add_extension(
                 x509.SubjectAlternativeName(
-                    [x509.IPAddress(ip_address(address)), x509.DNSName("localhost")]
+                    [
+                        x509.IPAddress(ip_address(address)),
+                        *(x509.DNSName(name) for name in names),
+                    ]
                 ),
                 critical=False,
             )
@@ -346,11 +353,18 @@ class IdentityServer:
             self.released.set()
             self._server.shutdown()
             self._thread.join()
+        self._server.drop_connections()
         self._server.server_close()
 
-    def use_ca(self, ca: TestCa) -> None:
-        """Serves new connections with a certificate of another CA."""
-        self._server.context = ca.server_context()
+    def use_ca(
+        self, ca: TestCa, *, address: str = "127.0.0.1", names: Sequence[str] = ("localhost",)
+    ) -> None:
+        """Serves new connections with a certificate of another CA, or for another name."""
+        self._server.context = ca.server_context(address, names)
+
+    def drop_connections(self) -> None:
+        """Ends the connections that clients keep open."""
+        self._server.drop_connections()
 
     def count(self, path: str) -> int:
         """How many requests for this path there were."""
@@ -413,6 +427,7 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, owner: IdentityServer) -> None:
         self.owner = owner
+        self._open: set[ssl.SSLSocket] = set()
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
@@ -421,9 +436,18 @@ class _Server(ThreadingHTTPServer):
         try:
             request.settimeout(10)
             with self.context.wrap_socket(request, server_side=True) as secured:
-                super().finish_request(secured, client_address)
+                self._open.add(secured)
+                try:
+                    super().finish_request(secured, client_address)
+                finally:
+                    self._open.discard(secured)
         except OSError:
             pass  # The client went away; tests look at the client's side.
+
+    def drop_connections(self) -> None:
+        for connection in list(self._open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Prints nothing: clients that give up are part of the tests."""

@@ -134,6 +134,8 @@ class RemoteKeys:
             self._failures += 1
             back_off = FIRST_BACK_OFF * 2 ** min(self._failures - 1, 10)
             self._back_off_until = self._monotonic() + min(back_off, self._freshness.cool_down)
+            # Nothing was learnt of any key id: the back-off, not the cool-down, spaces the next look.
+            self._look_again_at = float("-inf")
             raise
         self._raw, self._keys = raw, keys
         self._fetched_at = self._monotonic()

@@ -1,0 +1,189 @@
+"""Verified tokens are remembered, and for no longer than they hold."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from meshmint_server.authn import Authenticators, Clock, JwtSettings, Refusal
+from meshmint_server.errors import Unauthenticated
+from meshmint_server.spiffe import TrustDomain
+from support.identity_provider import TokenIssuer
+
+
+@dataclass
+class Hands:
+    """A clock that a test turns by hand."""
+
+    skipped: float = 0.0
+    clock: Clock = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.clock = Clock(
+            now=lambda: time.time() + self.skipped,
+            monotonic=lambda: time.monotonic() + self.skipped,
+        )
+
+
+@pytest.fixture
+def issuer(tmp_path: Path) -> TokenIssuer:
+    return TokenIssuer(tmp_path)
+
+
+@pytest.fixture
+def hands() -> Hands:
+    return Hands()
+
+
+@pytest.fixture
+def checks() -> list[tuple[str, str]]:
+    return []
+
+
+def build(
+    issuer: TokenIssuer,
+    checks: list[tuple[str, str]],
+    hands: Hands,
+    max_remembered: int = 100,
+    **settings: Any,
+) -> Authenticators:
+    return Authenticators.build(
+        [
+            JwtSettings(
+                name="corp",
+                issuer=issuer.issuer,
+                audiences=("meshmint",),
+                jwks_file=issuer.jwks_file,
+                **settings,
+            )
+        ],
+        TrustDomain("example.org"),
+        on_check=lambda name, outcome: checks.append((name, outcome)),
+        clock=hands.clock,
+        max_remembered=max_remembered,
+    )
+
+
+async def test_the_second_check_is_remembered(
+    issuer: TokenIssuer, checks: list[tuple[str, str]], hands: Hands
+) -> None:
+    authenticators = build(issuer, checks, hands)
+    token = issuer.jwt()
+
+    assert await authenticators.authenticate(token) is await authenticators.authenticate(token)
+    assert checks == [("corp", "verified"), ("corp", "remembered")]
+
+
+async def test_a_remembered_token_still_expires(
+    issuer: TokenIssuer, checks: list[tuple[str, str]], hands: Hands
+) -> None:
+    authenticators = build(issuer, checks, hands)
+    token = issuer.jwt(ttl=60)
+    await authenticators.authenticate(token)
+
+    hands.skipped = 75
+    with pytest.raises(Unauthenticated) as caught:
+        await authenticators.authenticate(token)
+
+    assert caught.value.reason == Refusal.CREDENTIAL_EXPIRED
+    assert checks[-1] == ("corp", "CREDENTIAL_EXPIRED")
+
+
+async def test_the_authenticators_limit_ends_remembering(
+    issuer: TokenIssuer, checks: list[tuple[str, str]], hands: Hands
+) -> None:
+    authenticators = build(issuer, checks, hands, cache_for=5)
+    token = issuer.jwt()
+    for skipped in (0, 4, 6):
+        hands.skipped = skipped
+        await authenticators.authenticate(token)
+
+    assert [outcome for _, outcome in checks] == ["verified", "remembered", "verified"]
+
+
+async def test_a_limit_of_zero_remembers_nothing(
+    issuer: TokenIssuer, checks: list[tuple[str, str]], hands: Hands
+) -> None:
+    authenticators = build(issuer, checks, hands, cache_for=0)
+    token = issuer.jwt()
+    await authenticators.authenticate(token)
+    await authenticators.authenticate(token)
+
+    assert [outcome for _, outcome in checks] == ["verified", "verified"]
+
+
+async def test_a_withdrawn_key_ends_remembering(
+    issuer: TokenIssuer, checks: list[tuple[str, str]], hands: Hands
+) -> None:
+    authenticators = build(issuer, checks, hands)
+    token = issuer.jwt()
+    await authenticators.authenticate(token)
+
+    issuer.rotate()
+    with pytest.raises(Unauthenticated) as caught:
+        await authenticators.authenticate(token)
+
+    assert caught.value.reason == Refusal.SIGNATURE_INVALID
+
+
+async def test_the_least_recently_used_token_is_forgotten_first(
+    issuer: TokenIssuer, checks: list[tuple[str, str]], hands: Hands
+) -> None:
+    authenticators = build(issuer, checks, hands, max_remembered=2)
+    first, second, third = (issuer.jwt({"sub": name}) for name in ("one", "two", "three"))
+    for token in (first, second, first, third, first, second):
+        await authenticators.authenticate(token)
+
+    assert [outcome for _, outcome in checks] == [
+        "verified",
+        "verified",
+        "remembered",
+        "verified",
+        "remembered",
+        "verified",
+    ]
+
+
+async def test_every_outcome_is_reported_with_its_authenticator(
+    issuer: TokenIssuer, checks: list[tuple[str, str]], hands: Hands
+) -> None:
+    authenticators = build(issuer, checks, hands)
+    tokens = [None, "x", issuer.jwt({"iss": "https://x"}), issuer.jwt({"aud": "other"})]
+    for token in tokens:
+        with pytest.raises(Unauthenticated):
+            await authenticators.authenticate(token)
+
+    assert checks == [
+        ("", "CREDENTIAL_MISSING"),
+        ("", "CREDENTIAL_MALFORMED"),
+        ("", "ISSUER_UNKNOWN"),
+        ("corp", "AUDIENCE_MISMATCH"),
+    ]
+
+
+async def test_several_issuers_stand_side_by_side(tmp_path: Path) -> None:
+    issuers = [
+        TokenIssuer(tmp_path / name, issuer=f"https://{name}.test") for name in ("one", "two")
+    ]
+    authenticators = Authenticators.build(
+        [
+            JwtSettings(
+                name=issuer.issuer.removeprefix("https://"),
+                issuer=issuer.issuer,
+                audiences=("meshmint",),
+                jwks_file=issuer.jwks_file,
+            )
+            for issuer in issuers
+        ],
+        TrustDomain("example.org"),
+    )
+
+    for issuer, name in zip(issuers, ("one.test", "two.test"), strict=True):
+        assert (await authenticators.authenticate(issuer.jwt())).authenticator == name
+    # One issuer's key does not vouch for the other's tokens.
+    with pytest.raises(Unauthenticated) as caught:
+        await authenticators.authenticate(issuers[0].jwt({"iss": issuers[1].issuer}))
+    assert caught.value.reason == Refusal.SIGNATURE_INVALID
