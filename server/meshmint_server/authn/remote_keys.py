@@ -7,6 +7,7 @@ ids cause one look per cool-down, however many tokens carry them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -98,7 +99,7 @@ class RemoteKeys:
 
     async def load(self) -> KeySet:
         """The keys at hand, or fetched now."""
-        return self.current() or await self._fetched()
+        return self.current() or await self._fetched(self._refresh)
 
     async def newer_than(self, keys: KeySet) -> KeySet:
         """The keys after a look for newer ones, at most one look per cool-down."""
@@ -108,15 +109,14 @@ class RemoteKeys:
         now = self._monotonic()
         if now < self._look_again_at and not self._flight:
             return keys
-        self._look_again_at = now + self._freshness.cool_down
-        return await self._fetched()
+        return await self._fetched(self._look)
 
     async def close(self) -> None:
         """Ends a fetch that is under way, and lets go of connections."""
         await self._flight.close()
         await self._source.close()
 
-    async def _fetched(self) -> KeySet:
+    async def _fetched(self, work: Callable[[], Coroutine[None, None, KeySet]]) -> KeySet:
         wait = self._back_off_until - self._monotonic()
         if wait > 0 and not self._flight:
             raise VerifierUnavailable(
@@ -124,7 +124,13 @@ class RemoteKeys:
                 "the token was neither accepted nor refused, try again",
                 retry_after=wait,
             )
-        return await self._flight.run("", self._refresh)
+        return await self._flight.run("", work)
+
+    async def _look(self) -> KeySet:
+        """A refresh that starts the cool-down; one that fails starts the back-off instead."""
+        keys = await self._refresh()
+        self._look_again_at = self._monotonic() + self._freshness.cool_down
+        return keys
 
     async def _refresh(self) -> KeySet:
         try:
@@ -134,8 +140,6 @@ class RemoteKeys:
             self._failures += 1
             back_off = FIRST_BACK_OFF * 2 ** min(self._failures - 1, 10)
             self._back_off_until = self._monotonic() + min(back_off, self._freshness.cool_down)
-            # Nothing was learnt of any key id: the back-off, not the cool-down, spaces the next look.
-            self._look_again_at = float("-inf")
             raise
         self._raw, self._keys = raw, keys
         self._fetched_at = self._monotonic()
