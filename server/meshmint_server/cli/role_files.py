@@ -130,7 +130,7 @@ def _roles_in(name: str, node: yaml.Node, loader: _Loader) -> Iterator[_Document
         return
     lines: dict[tuple[str, ...], int] = {}
     _index(name, node, (), lines)
-    value = loader.construct_document(node)  # type: ignore[no-untyped-call]
+    value = loader.construct_document(node)
     yield _Document(value, node.start_mark.line + 1, lines)
 
 
