@@ -182,6 +182,23 @@ async def test_a_new_key_is_found_when_a_token_names_it(world: World) -> None:
     assert world.server.count(JWKS) == 2
 
 
+async def test_a_new_key_is_found_where_keys_have_no_ids(world: World) -> None:
+    def nameless(honest: Answer) -> Answer:
+        keys = [{**jwk, "kid": None} for jwk in honest.body["keys"]]
+        return Answer(body={"keys": keys})
+
+    world.server.faults[JWKS] = nameless
+    async with world.authenticators(world.by_jwks_url()) as authenticators:
+        await accepted(authenticators, world.issuer.jwt())
+        world.issuer.rotate()
+        forged = world.issuer.jwt()[:-8] + "AAAAAAAA"
+
+        await accepted(authenticators, world.issuer.jwt())
+        for _ in range(3):
+            assert await refusal(authenticators, forged) == Refusal.SIGNATURE_INVALID
+    assert world.server.count(JWKS) == 2
+
+
 async def test_unknown_kids_cause_one_fetch_per_cool_down(world: World) -> None:
     async with world.authenticators(world.by_jwks_url()) as authenticators:
         await accepted(authenticators, world.issuer.jwt())

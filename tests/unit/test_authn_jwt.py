@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
-from meshmint_server.authn import Authenticators, JwtSettings, Refusal
+from meshmint_server.authn import Authenticators, Clock, JwtSettings, Refusal
 from meshmint_server.errors import Unauthenticated, VerifierUnavailable
 from meshmint_server.spiffe import TrustDomain
 from support.identity_provider import TestCa, TokenIssuer, replace_file
@@ -24,24 +25,13 @@ def issuer(tmp_path: Path) -> TokenIssuer:
 
 
 def build(issuer: TokenIssuer, **settings: Any) -> Authenticators:
-    source = (
-        {}
-        if {"public_keys", "public_key_files"} & set(settings)
-        else {"jwks_file": issuer.jwks_file}
-    )
+    if not {"public_keys", "public_key_files"} & set(settings):
+        settings.setdefault("jwks_file", issuer.jwks_file)
     return Authenticators.build(
-        [
-            JwtSettings(
-                **{
-                    "name": "corp",
-                    "issuer": issuer.issuer,
-                    "audiences": ("meshmint",),
-                    **source,
-                    **settings,
-                }
-            )
-        ],
+        [JwtSettings(name="corp", issuer=issuer.issuer, audiences=("meshmint",), **settings)],
         TRUST_DOMAIN,
+        # A second passes between any two looks at this clock: files are always looked at.
+        clock=Clock(monotonic=count().__next__),
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from meshmint_server.authn.clock import Clock
 from meshmint_server.authn.https import HttpsClient
-from meshmint_server.authn.key_set import parse_jwks
+from meshmint_server.authn.key_set import KeySet, parse_jwks, parse_pem
 from meshmint_server.authn.key_sources import FileKeys
 from meshmint_server.authn.remote_keys import Freshness, JwksFetch, RemoteKeys
 from meshmint_server.authn.settings import JwtSettings, KubernetesSettings
@@ -77,7 +78,11 @@ class Parts:
 
     def jwks_file(self, path: Path) -> FileKeys:
         """Keys from a JWK set in a file."""
-        return FileKeys((path,), lambda contents: parse_jwks(contents[0]), self.keys_purpose)
+        return self._files((path,), lambda contents: parse_jwks(contents[0]))
+
+    def pem_files(self, paths: Sequence[Path]) -> FileKeys:
+        """Keys from PEM files."""
+        return self._files(paths, parse_pem)
 
     def remote_keys(self, source: JwksFetch) -> RemoteKeys:
         """Keys that are fetched."""
@@ -91,3 +96,6 @@ class Parts:
             purpose=self.keys_purpose,
             clock=self._clock,
         )
+
+    def _files(self, paths: Sequence[Path], parse: Callable[[Sequence[bytes]], KeySet]) -> FileKeys:
+        return FileKeys(paths, parse, purpose=self.keys_purpose, clock=self._clock)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -83,12 +82,11 @@ def claim_attributes(claims: Mapping[str, Json]) -> dict[str, Attribute]:
                 )
             pending.extend((f"{name}.{key}", child, depth + 1) for key, child in value.items())
             continue
-        attribute = _attribute(value)
+        attribute = _texts(value) if isinstance(value, list) else _text(value)
         if attribute is None:
             continue
-        budget -= len(name) + (
-            len(attribute) if isinstance(attribute, str) else sum(map(len, attribute))
-        )
+        size = len(attribute) if isinstance(attribute, str) else sum(map(len, attribute))
+        budget -= len(name) + size
         if name in attributes:
             raise refuse(
                 Refusal.CREDENTIAL_MALFORMED,
@@ -132,16 +130,17 @@ def _instant(claims: Mapping[str, Json], name: str) -> float | None:
     return float(value)
 
 
-def _attribute(value: Json) -> Attribute | None:
-    if isinstance(value, list):
-        texts = [_scalar(one) for one in value]
-        return None if None in texts else tuple(text for text in texts if text is not None)
-    return _scalar(value)
+def _texts(values: list[Json]) -> tuple[str, ...] | None:
+    texts = tuple(text for value in values if (text := _text(value)) is not None)
+    return texts if len(texts) == len(values) else None
 
 
-def _scalar(value: Json) -> str | None:
+def _text(value: Json) -> str | None:
+    """A scalar as text; None for anything else."""
     if isinstance(value, str):
         return value
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)  # What json.dumps writes too; NaN and Infinity were refused.
     return None

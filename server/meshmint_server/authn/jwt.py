@@ -10,7 +10,7 @@ from meshmint_server.authn.clock import Clock
 from meshmint_server.authn.discovery import JwksUrl, OpenIdDiscovery
 from meshmint_server.authn.identity_template import IdentityTemplate
 from meshmint_server.authn.key_set import parse_pem
-from meshmint_server.authn.key_sources import FileKeys, KeySource, StaticKeys
+from meshmint_server.authn.key_sources import KeySource, StaticKeys
 from meshmint_server.authn.refusal import Refusal, refuse
 from meshmint_server.authn.settings import JwtSettings
 from meshmint_server.authn.signature import SignatureCheck
@@ -107,5 +107,5 @@ def _key_source(settings: JwtSettings, parts: Parts) -> KeySource:
     if settings.jwks_file is not None:
         return parts.jwks_file(settings.jwks_file)
     if settings.public_key_files:
-        return FileKeys(settings.public_key_files, parse_pem, parts.keys_purpose)
+        return parts.pem_files(settings.public_key_files)
     return StaticKeys(parse_pem([text.encode() for text in settings.public_keys]))

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import structlog
 
+from meshmint_server.authn.clock import Clock
 from meshmint_server.authn.key_set import InvalidKeys, KeySet
 from meshmint_server.authn.watched_file import WatchedFile
 from meshmint_server.errors import VerifierUnavailable
@@ -15,6 +16,7 @@ from meshmint_server.errors import VerifierUnavailable
 __all__ = ["FileKeys", "KeySource", "StaticKeys"]
 
 OPERATOR_RETRY_AFTER = 5.0
+LOOK_EVERY = 0.1
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -70,7 +72,10 @@ class StaticKeys:
 
 
 class FileKeys:
-    """Keys from files, read again whenever one of them changes.
+    """Keys from files, read again when one of them changes.
+
+    They are looked at ten times a second at most, and at once for a token that
+    none of the known keys signed.
 
     A file that is missing or broken after it was once good is an operator's
     slip: it is logged, and the last good keys stay.
@@ -79,10 +84,16 @@ class FileKeys:
         paths: The files.
         parse: Makes keys of their contents; raises InvalidKeys.
         purpose: What the keys are, in words for messages.
+        clock: The clock.
     """
 
     def __init__(
-        self, paths: Sequence[Path], parse: Callable[[Sequence[bytes]], KeySet], purpose: str
+        self,
+        paths: Sequence[Path],
+        parse: Callable[[Sequence[bytes]], KeySet],
+        *,
+        purpose: str,
+        clock: Clock,
     ) -> None:
         self._files = tuple(WatchedFile(path) for path in paths)
         self._parse = parse
@@ -90,9 +101,35 @@ class FileKeys:
         self._contents: list[bytes] = []
         self._keys: KeySet | None = None
         self._problem = ""
+        self._monotonic = clock.monotonic
+        self._look_at = float("-inf")
 
     def current(self) -> KeySet | None:
+        """The keys as the files had them a moment ago."""
+        now = self._monotonic()
+        if now < self._look_at:
+            return self._keys
+        self._look_at = now + LOOK_EVERY
+        return self._look()
+
+    async def load(self) -> KeySet:
         """The keys as the files have them now."""
+        keys = self._look()
+        if keys is None:
+            raise VerifierUnavailable(
+                f"{self._purpose} cannot be read; an operator must mend their file",
+                retry_after=OPERATOR_RETRY_AFTER,
+            )
+        return keys
+
+    async def newer_than(self, keys: KeySet) -> KeySet:
+        """The keys as the files have them now."""
+        return self._look() or keys
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _look(self) -> KeySet | None:
         try:
             contents = [file.read() for file in self._files]
         except OSError as error:
@@ -112,23 +149,6 @@ class FileKeys:
             if self._keys.skipped:
                 _log.warning("keys skipped", keys=self._purpose, skipped=self._keys.skipped)
         return self._keys
-
-    async def load(self) -> KeySet:
-        """The keys as the files have them now."""
-        keys = self.current()
-        if keys is None:
-            raise VerifierUnavailable(
-                f"{self._purpose} cannot be read; an operator must mend their file",
-                retry_after=OPERATOR_RETRY_AFTER,
-            )
-        return keys
-
-    async def newer_than(self, keys: KeySet) -> KeySet:
-        """The keys as the files have them now; current() always looks."""
-        return self.current() or keys
-
-    async def close(self) -> None:
-        """Nothing to let go of."""
 
     def _report(self, problem: str) -> None:
         if problem != self._problem:

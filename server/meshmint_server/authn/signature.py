@@ -59,21 +59,30 @@ class SignatureCheck:
         keys = self._keys.current()
         if keys is None:
             keys = await self._keys.load()
-        candidates = keys.candidates(kid, algorithm)
-        if not candidates:
-            keys = await self._keys.newer_than(keys)
-            candidates = keys.candidates(kid, algorithm)
-        if not candidates:
+        if self._signed_by(keys, kid, algorithm, token):
+            return keys
+        known = keys.candidates(kid, algorithm)
+        if not known or kid is None or any(key.kid is None for key in known):
+            # It may be a new key: an id that is new, or no id that would tell.
+            newer = await self._keys.newer_than(keys)
+            if newer is not keys:
+                keys = newer
+                if self._signed_by(keys, kid, algorithm, token):
+                    return keys
+        if not keys.candidates(kid, algorithm):
             raise refuse(
                 Refusal.SIGNATURE_INVALID,
                 f"the token's issuer publishes no {algorithm} key with the id {quoted(kid)}; "
                 "get a new token",
             )
-        if not any(
-            key.verifies(token.signature, token.signing_input, algorithm) for key in candidates
-        ):
-            raise refuse(
-                Refusal.SIGNATURE_INVALID,
-                "the token's signature does not verify with its issuer's keys",
-            )
-        return keys
+        raise refuse(
+            Refusal.SIGNATURE_INVALID,
+            "the token's signature does not verify with its issuer's keys",
+        )
+
+    @staticmethod
+    def _signed_by(keys: KeySet, kid: str | None, algorithm: str, token: ParsedToken) -> bool:
+        return any(
+            key.verifies(token.signature, token.signing_input, algorithm)
+            for key in keys.candidates(kid, algorithm)
+        )

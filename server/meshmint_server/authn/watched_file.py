@@ -19,6 +19,7 @@ class WatchedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._text = str(path)
         self._signature: tuple[int, ...] | None = None
         self._content: bytes | None = None
 
@@ -28,7 +29,7 @@ class WatchedFile:
         Raises:
             OSError: It cannot be read, or is over 1 MiB.
         """
-        signature = _signature(os.stat(self.path))
+        signature = _signature(os.stat(self._text))
         if self._content is not None and signature == self._signature:
             return self._content
         with self.path.open("rb") as file:
