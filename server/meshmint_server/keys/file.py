@@ -123,9 +123,13 @@ class FileKey:
 
     async def sign(self, data: bytes, algorithm: SignatureAlgorithm) -> bytes:
         """Sign on the file keys' thread; see SigningKey."""
-        return await self._signer.run(
-            partial(_sign, self._key, data, algorithm), timeout=self._timeout
-        )
+        try:
+            return await self._signer.run(
+                partial(_sign, self._key, data, algorithm), timeout=self._timeout
+            )
+        except KeyFault as fault:
+            told = fault.for_callers()
+        raise told
 
     async def attributes(self) -> KeyAttributes:
         """A file can always be copied."""
@@ -160,8 +164,8 @@ def _read_private(path: Path) -> bytes:
         raise KeyFault(
             f"The key file {path} cannot be opened: {error.strerror}.", reason="KEY_NOT_FOUND"
         ) from None
-    with os.fdopen(descriptor, "rb") as file:
-        info = os.fstat(file.fileno())
+    try:
+        info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
             raise KeyFault(f"{path} is not a regular file.", reason="KEY_UNFIT")
         if info.st_mode & 0o077:
@@ -175,7 +179,9 @@ def _read_private(path: Path) -> bytes:
                 f"The key file {path} belongs to another user (uid {info.st_uid}).",
                 reason="KEY_UNFIT",
             )
-        data = file.read(_MAX_BYTES + 1)
+        data = os.read(descriptor, _MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > _MAX_BYTES:
         raise KeyFault(f"{path} is too large for a key.", reason="KEY_UNFIT")
     return data

@@ -58,7 +58,9 @@ _REQUEST_FAULTS: Final = (
     pkcs11.MechanismInvalid,
     pkcs11.MechanismParamInvalid,
 )
-_KEY_REASONS: Final = frozenset({"KEY_NOT_FOUND", "KEY_AMBIGUOUS", "KEY_UNFIT", "KEY_MISMATCH"})
+_KEY_REASONS: Final = frozenset(
+    {"KEY_NOT_FOUND", "KEY_AMBIGUOUS", "KEY_UNFIT", "KEY_MISMATCH", "KEY_ELSEWHERE"}
+)
 
 
 class Backoff:
@@ -67,19 +69,19 @@ class Backoff:
     def __init__(self) -> None:
         self._delay = 0.0
         self._until = 0.0
-        self._detail = ""
+        self._last = KeyFault("")
 
     def check(self) -> None:
         """Raise the last fault again, without an attempt, while it is too early."""
         left = self._until - monotonic()
         if left > 0:
-            raise KeyFault(self._detail, retry_after=left)
+            raise KeyFault(self._last.detail, reason=self._last.reason, retry_after=left)
 
     def fail(self, fault: KeyFault) -> None:
         """Note a failure, and wait longer than last time."""
         self._delay = min(_BACKOFF_MOST, self._delay * 2 or _BACKOFF_FIRST)
         self._until = monotonic() + self._delay
-        self._detail = fault.detail
+        self._last = KeyFault(fault.detail, reason=fault.reason)
         fault.retry_after = self._delay
 
     def reset(self) -> None:
@@ -109,6 +111,7 @@ class Pkcs11Token:
         self._pin = SecretSource.parse(uri.pin_source, "PIN")
         self._local = threading.local()
         self._slot: int | None = None
+        self._facts: dict[str, object] = {}
         self._backoff = Backoff()
         self._key_backoffs: dict[Pkcs11Uri, Backoff] = {}
         self._is_restart_due = False
@@ -217,6 +220,9 @@ class Pkcs11Token:
         except pkcs11.PKCS11Error as error:
             cause = describe(error)
         except KeyFault as fault:
+            if fault.reason in _KEY_REASONS and fault.reason != "KEY_NOT_FOUND":
+                raise
+            # A key may be out of sight only because the login has ended.
             cause = fault.detail
         _log.warning("a PKCS#11 session is being replaced: %s", cause)
         self._recover()
@@ -256,6 +262,7 @@ class Pkcs11Token:
         generation = self._module.generation
         token = self._token()
         self._slot = token.slot.slot_id
+        self._facts = _facts(self._module.lib, token)
         self._module.login(token, self._pin)
         # Without a PIN: a session that python-pkcs11 logged in with would, when it is
         # closed, log out every other session of this process.
@@ -266,6 +273,11 @@ class Pkcs11Token:
         opened = self._key_session()
         key = opened.keys.get(uri)
         if key is None:
+            if not _fits(uri, self._facts):
+                raise KeyFault(
+                    f"The key {uri} is in another token than the configured one, {self._uri}.",
+                    reason="KEY_ELSEWHERE",
+                )
             key = opened.keys[uri] = find_private_key(opened.session, uri)
         return key
 
@@ -288,7 +300,7 @@ class Pkcs11Token:
                 token = slot.get_token()
             except (pkcs11.TokenNotPresent, pkcs11.TokenNotRecognised):
                 continue
-            if _is_token(self._uri, library, slot, token):
+            if _fits(self._uri, _facts(library, token)):
                 matching.append(token)
         if len(matching) == 1:
             return matching[0]
@@ -352,8 +364,10 @@ class Pkcs11Key:
         return f"Pkcs11Key({self.uri})"
 
 
-def _is_token(uri: Pkcs11Uri, library: Any, slot: Any, token: Any) -> bool:
-    facts: dict[str, object] = {
+def _facts(library: Any, token: Any) -> dict[str, object]:
+    """What a URI's attributes are compared with, by field name."""
+    slot = token.slot
+    return {
         "token": token.label,
         "manufacturer": token.manufacturer_id,
         "model": token.model,
@@ -365,11 +379,11 @@ def _is_token(uri: Pkcs11Uri, library: Any, slot: Any, token: Any) -> bool:
         "library_description": library.library_description,
         "library_version": tuple(library.library_version),
     }
-    return all(
-        wanted is None or wanted == facts[name]
-        for name in facts
-        for wanted in (getattr(uri, name),)
-    )
+
+
+def _fits(uri: Pkcs11Uri, facts: dict[str, object]) -> bool:
+    """Whether all that the URI says of library, slot and token is so."""
+    return all(getattr(uri, name) in (None, fact) for name, fact in facts.items())
 
 
 def _in_words(call: Callable[[], T]) -> T:

@@ -86,8 +86,9 @@ class Pkcs11Module:
     _loaded: ClassVar[dict[str, Pkcs11Module]] = {}
     _loaded_lock: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, path: str, threads: int, queue_size: int) -> None:
+    def __init__(self, path: str, real_path: str, threads: int, queue_size: int) -> None:
         self.path = path
+        self._real_path = real_path
         self.threads = threads
         self.signer = Signer("pkcs11", threads=threads, queue_size=queue_size)
         self.generation = 0
@@ -112,7 +113,7 @@ class Pkcs11Module:
         with cls._loaded_lock:
             module = cls._loaded.get(path)
             if module is None:
-                module = cls._loaded[path] = cls(module_path, threads, queue_size)
+                module = cls._loaded[path] = cls(module_path, path, threads, queue_size)
             elif module.threads != threads:
                 raise InvalidKeyUri(
                     "One PKCS#11 module cannot be used with two 'threads' settings."
@@ -126,11 +127,10 @@ class Pkcs11Module:
             self._users -= 1
             if self._users:
                 return
-            for path, module in list(self._loaded.items()):
-                if module is self:
-                    del self._loaded[path]
             # Under the lock: nobody may load the module anew before it has been finalised.
-            self.signer.close(finally_run=self._finalize)
+            # A module with a thread stuck inside stays listed, and refuses, for ever.
+            if self.signer.close(finally_run=self._finalize):
+                del self._loaded[self._real_path]
 
     @property
     def lib(self) -> Library:

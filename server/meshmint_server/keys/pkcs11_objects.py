@@ -323,6 +323,9 @@ def sign_with(
     Raises:
         KeyFault: The token gave back nothing, or not a signature of this kind.
     """
+    if not hasattr(private_key, "sign"):
+        # python-pkcs11 gives the object a sign() only if CKA_SIGN is true.
+        raise KeyFault("The key may not sign (CKA_SIGN is false).", reason="KEY_UNFIT")
     mechanism, argument, message = _operation(algorithm, data)
     options: dict[str, Any] = {"mechanism": mechanism, "buffer_size": _SIGNATURE_BUFFER}
     if argument is not None:
@@ -336,9 +339,6 @@ def sign_with(
             raw = private_key.sign(message, mechanism=mechanism, mechanism_param=argument)
         else:
             raise
-    except AttributeError:
-        # python-pkcs11 gives the object a sign() only if CKA_SIGN is true.
-        raise KeyFault("The key may not sign (CKA_SIGN is false).", reason="KEY_UNFIT") from None
     if len(raw) != _signature_size(public_key):
         raise KeyFault(
             f"The token gave a signature of {len(raw)} bytes where "

@@ -28,7 +28,7 @@ class KeySettings(BaseModel):
         sign_timeout: Seconds that one signature may take, waiting included.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     pkcs11: str | None = None
     threads: Annotated[int, Field(ge=1, le=64)] = 1

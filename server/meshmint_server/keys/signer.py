@@ -95,6 +95,7 @@ class Signer:
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._queue_size = queue_size
         self._lock = threading.Lock()
+        self._alone = threading.Lock()
         self._waiting = 0
         self._is_closed = False
         self._finally: Callable[[], None] | None = None
@@ -131,9 +132,9 @@ class Signer:
         with self._lock:
             if self._is_closed:
                 raise KeyFault("The signing threads have been stopped.")
+            if self.is_stuck():
+                raise KeyFault("The signing thread hangs inside a call to the key.")
             if self._waiting >= self._queue_size:
-                if self.is_stuck():
-                    raise KeyFault("The signing thread hangs inside a call to the key.")
                 raise Overloaded("Too many signatures are waiting. Retry later.")
             self._waiting += 1
             # Inside the lock, so that no job can get in behind close()'s end markers.
@@ -173,6 +174,9 @@ class Signer:
         me = threading.current_thread()
         others = [worker.gate for worker in self._workers if worker.thread is not me]
         held: list[threading.Lock] = []
+        # Two that wait for each other's gate would both wait in vain.
+        if not self._alone.acquire(blocking=False):
+            return None
         try:
             for gate in others:
                 if not gate.acquire(timeout=patience):
@@ -182,6 +186,7 @@ class Signer:
         finally:
             for gate in held:
                 gate.release()
+            self._alone.release()
 
     def close(self, patience: float = 5.0, finally_run: Callable[[], None] | None = None) -> bool:
         """Work off what waits, then stop the threads. Blocks.

@@ -265,8 +265,9 @@ def _read(
                 "'pin-source=env:NAME'."
             )
         if not equals or name not in names:
-            # The text itself may hold a secret, so only a sane name is shown.
-            shown = repr(name) if re.fullmatch(r"[a-z0-9_-]{1,40}", name) else "an attribute"
+            # The text may be a misplaced PIN, so only a name that is known is repeated.
+            known = name in _PATH_ATTRIBUTES or name in _QUERY_ATTRIBUTES
+            shown = repr(name) if known else "an attribute"
             raise InvalidKeyUri(
                 f"The PKCS#11 URI has {shown} where one of {', '.join(names)} is expected."
             )
