@@ -7,42 +7,51 @@
 
 What is named in ``__all__`` is the public interface. The other modules may
 change, and ``meshmint.v1`` holds the generated messages for those who need them.
+
+Nothing is imported before it is used: the command line must be able to set up
+gRPC's logging before gRPC is loaded, and only some need all of it.
 """
 
-from meshmint.admin import AdminClient, AsyncAdminClient
-from meshmint.admin_operations import (
-    Issuer,
-    Page,
-    PutRoleResult,
-    Record,
-    RecordFilter,
-)
-from meshmint.aio import AsyncClient
-from meshmint.client import Client
-from meshmint.errors import (
-    AnswerRefused,
-    ConfigurationError,
-    DeadlineExceeded,
-    FailedPrecondition,
-    InternalError,
-    InvalidArgument,
-    MeshmintError,
-    NotFound,
-    PermissionDenied,
-    ResourceExhausted,
-    TokenUnavailable,
-    Unauthenticated,
-    Unavailable,
-    Unimplemented,
-    UnsafeTransport,
-    Violation,
-)
-from meshmint.keys import KeyAlgorithm, PrivateKey, generate_key, make_csr, private_key_pem
-from meshmint.requests import CertificateOptions, CsrSource
-from meshmint.results import Chain, IssuedCertificate, SignedCertificate, Svid
-from meshmint.retry import RetryPolicy
-from meshmint.tls import ClientCertificate, PemSource
-from meshmint.tokens import TokenFile, TokenSource
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from meshmint.admin import AdminClient, AsyncAdminClient
+    from meshmint.admin_operations import (
+        Issuer,
+        Page,
+        PutRoleResult,
+        Record,
+        RecordFilter,
+    )
+    from meshmint.aio import AsyncClient
+    from meshmint.client import Client
+    from meshmint.errors import (
+        AnswerRefused,
+        ConfigurationError,
+        DeadlineExceeded,
+        FailedPrecondition,
+        InternalError,
+        InvalidArgument,
+        MeshmintError,
+        NotFound,
+        PermissionDenied,
+        ResourceExhausted,
+        TokenUnavailable,
+        Unauthenticated,
+        Unavailable,
+        Unimplemented,
+        UnsafeTransport,
+        Violation,
+    )
+    from meshmint.keys import KeyAlgorithm, PrivateKey, generate_key, make_csr, private_key_pem
+    from meshmint.requests import CertificateOptions, CsrSource
+    from meshmint.results import Chain, IssuedCertificate, SignedCertificate, Svid
+    from meshmint.retry import RetryPolicy
+    from meshmint.tls import ClientCertificate, PemSource
+    from meshmint.tokens import TokenFile, TokenSource
 
 __all__ = [
     "AdminClient",
@@ -87,3 +96,77 @@ __all__ = [
     "make_csr",
     "private_key_pem",
 ]
+
+_MODULES: dict[str, tuple[str, ...]] = {
+    "admin": (
+        "AdminClient",
+        "AsyncAdminClient",
+    ),
+    "admin_operations": (
+        "Issuer",
+        "Page",
+        "PutRoleResult",
+        "Record",
+        "RecordFilter",
+    ),
+    "aio": ("AsyncClient",),
+    "client": ("Client",),
+    "errors": (
+        "AnswerRefused",
+        "ConfigurationError",
+        "DeadlineExceeded",
+        "FailedPrecondition",
+        "InternalError",
+        "InvalidArgument",
+        "MeshmintError",
+        "NotFound",
+        "PermissionDenied",
+        "ResourceExhausted",
+        "TokenUnavailable",
+        "Unauthenticated",
+        "Unavailable",
+        "Unimplemented",
+        "UnsafeTransport",
+        "Violation",
+    ),
+    "keys": (
+        "KeyAlgorithm",
+        "PrivateKey",
+        "generate_key",
+        "make_csr",
+        "private_key_pem",
+    ),
+    "requests": (
+        "CertificateOptions",
+        "CsrSource",
+    ),
+    "results": (
+        "Chain",
+        "IssuedCertificate",
+        "SignedCertificate",
+        "Svid",
+    ),
+    "retry": ("RetryPolicy",),
+    "tls": (
+        "ClientCertificate",
+        "PemSource",
+    ),
+    "tokens": (
+        "TokenFile",
+        "TokenSource",
+    ),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name at its first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

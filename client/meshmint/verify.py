@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from meshmint.errors import AnswerRefused
 
-__all__ = ["check_chain", "check_public_key", "check_spiffe_id", "spiffe_id_of"]
+__all__ = ["check_chain", "check_public_key", "check_spiffe_id", "order_chain", "spiffe_id_of"]
 
 _SPIFFE = "spiffe://"
 
@@ -93,6 +93,20 @@ def check_chain(
                     f"{_name(link)} is valid from {link.not_valid_before_utc:%Y-%m-%d %H:%M:%S}Z "
                     f"to {link.not_valid_after_utc:%Y-%m-%d %H:%M:%S}Z, and not now"
                 )
+
+
+def order_chain(
+    certificate: x509.Certificate, others: Sequence[x509.Certificate]
+) -> list[x509.Certificate]:
+    """Picks from certificates in any order those that lead upwards from a leaf."""
+    path = [certificate]
+    left = [other for other in others if other != certificate]
+    while above := next(
+        (o for o in left if o.subject == path[-1].issuer and _has_signed(o, path[-1])), None
+    ):
+        left.remove(above)
+        path.append(above)
+    return path[1:]
 
 
 def spiffe_id_of(certificate: x509.Certificate) -> str:

@@ -1,0 +1,243 @@
+"""The command line: what can be said, and what the environment says for it.
+
+A token has no option: command lines are seen by every process of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
+
+from meshmint.cli.errors import USAGE
+from meshmint.keys import KEY_ALGORITHMS
+from meshmint.roles import duration_from_text
+
+__all__ = ["parse_arguments"]
+
+_ENVIRONMENT = """\
+environment:
+  MESHMINT_SERVER       the server, as --server
+  MESHMINT_CA_FILE      roots of the server's certificate, as --ca-file
+  MESHMINT_TOKEN_FILE   file with the token, as --token-file
+  MESHMINT_TOKEN        the token itself, if there is no file
+  NO_COLOR              if set, no colours
+
+exit status:
+  0 done   2 wrong usage   3 refused   4 not available, try again later
+  5 a certificate does not hold   1 anything else
+"""
+
+_EXAMPLES = {
+    "": """\
+examples:
+  meshmint issue --out /run/svid        an X509-SVID, its key made here
+  meshmint sign request.csr > cert.pem  a certificate for your own key
+  meshmint chain --out /etc/mesh        the issuer's chain and the roots
+  meshmint inspect /run/svid/cert.pem   what is in a certificate
+""",
+    "issue": """\
+examples:
+  meshmint issue --out /run/svid
+  meshmint issue --role web --dns web.example.org --ttl 12h --out /etc/web/tls
+  meshmint issue --uri spiffe://example.org/ns/shop/sa/cart --json | jq -r .certificate
+
+Without names, a role for X509-SVIDs fills in your own SPIFFE ID. The private key
+is made here and stays here, unless --server-key is given.
+""",
+    "sign": """\
+examples:
+  meshmint sign request.csr --role web > cert.pem
+  openssl req -new -key key.pem -subj / | meshmint sign - --out /etc/web/tls
+""",
+    "chain": """\
+examples:
+  meshmint chain --only bundle > roots.pem
+  meshmint chain --out /etc/mesh
+""",
+    "inspect": """\
+examples:
+  meshmint inspect /run/svid/fullchain.pem --bundle /run/svid/bundle.pem
+  openssl s_client -connect web:443 </dev/null | meshmint inspect -
+""",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other error of this command does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"error: {message}\nhint: {self.prog} -h shows what there is\n")
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the command line; exits with status 2 if it is wrong."""
+    parser = _Parser(
+        prog="meshmint",
+        description="Gets X.509 certificates with SPIFFE identities from Meshmint.",
+        epilog=_EXAMPLES[""] + "\n" + _ENVIRONMENT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"meshmint {_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=_EXAMPLES[name] + "\n" + _ENVIRONMENT,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    issue = command("issue", "get a certificate for a new key")
+    _add_connection(issue)
+    _add_certificate(issue)
+    issue.add_argument(
+        "--key-algorithm",
+        choices=KEY_ALGORITHMS,
+        metavar="NAME",
+        help=f"one of {', '.join(KEY_ALGORITHMS)} (default: ec-p256, or the role's choice "
+        "with --server-key)",
+    )
+    issue.add_argument(
+        "--server-key",
+        action="store_true",
+        help="let the server make the key; it then crosses the network",
+    )
+    _add_output(issue, "cert.pem, chain.pem, fullchain.pem, bundle.pem and key.pem")
+
+    sign = command("sign", "get a certificate for the key of a CSR")
+    sign.add_argument("csr", metavar="CSRFILE", help="the CSR, PEM or DER; - for stdin")
+    _add_connection(sign)
+    _add_certificate(sign)
+    _add_output(sign, "cert.pem, chain.pem, fullchain.pem and bundle.pem")
+
+    chain = command("chain", "get an issuer's chain and the trust bundle")
+    chain.add_argument("--issuer", default="", metavar="NAME", help="default: the active one")
+    chain.add_argument(
+        "--only",
+        choices=("chain", "bundle"),
+        help="print only the chain, or only the roots (default: both)",
+    )
+    _add_connection(chain)
+    _add_output(chain, "chain.pem and bundle.pem")
+
+    inspect = command("inspect", "show what is in a certificate")
+    inspect.add_argument("file", metavar="FILE", help="certificates, PEM or DER; - for stdin")
+    inspect.add_argument(
+        "--bundle", metavar="FILE", help="roots; check that the certificate chains to one of them"
+    )
+    inspect.add_argument("--chain", metavar="FILE", help="certificates in between, in any order")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+
+    parsed = parser.parse_args(arguments)
+    if parsed.command != "inspect" and not parsed.server:
+        parser.error("no server is given: use --server HOST:PORT or set MESHMINT_SERVER")
+    if parsed.command == "chain" and parsed.only and (parsed.out or parsed.json):
+        parser.error("--only is for printing PEM, without --out and --json")
+    return parsed
+
+
+def _add_connection(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--server",
+        default=os.environ.get("MESHMINT_SERVER"),
+        metavar="HOST:PORT",
+        help="the server; unix:/path for a socket",
+    )
+    group.add_argument(
+        "--ca-file",
+        default=os.environ.get("MESHMINT_CA_FILE") or None,
+        metavar="FILE",
+        help="roots of the server's certificate (default: the system's)",
+    )
+    group.add_argument(
+        "--token-file",
+        default=os.environ.get("MESHMINT_TOKEN_FILE") or None,
+        metavar="FILE",
+        help="file with the token",
+    )
+    group.add_argument(
+        "--server-name",
+        metavar="NAME",
+        help="name in the server's certificate, if it is not that of --server",
+    )
+    group.add_argument(
+        "--insecure",
+        action="store_true",
+        help="no TLS; only for loopback and unix sockets",
+    )
+    group.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=10.0,
+        metavar="TIME",
+        help="for everything, with retries, such as 30s (default: 10s)",
+    )
+
+
+def _add_certificate(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("certificate", "Names may be given more than once.")
+    group.add_argument(
+        "--role", default="", metavar="NAME", help="default: the one role that fits you"
+    )
+    group.add_argument("--cn", default="", metavar="NAME", help="common name")
+    for option, example in (
+        ("--dns", "NAME"),
+        ("--ip", "ADDRESS"),
+        ("--uri", "URI"),
+        ("--email", "ADDRESS"),
+    ):
+        group.add_argument(option, action="append", default=[], metavar=example)
+    end = group.add_mutually_exclusive_group()
+    end.add_argument("--ttl", type=_duration, metavar="TIME", help="lifetime, such as 1h or 7d")
+    end.add_argument(
+        "--not-after", type=_time, metavar="TIME", help="end, such as 2030-01-31T12:00:00Z"
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser, files: str) -> None:
+    group = parser.add_argument_group("output", "Without any of these: PEM on stdout.")
+    group.add_argument("--out", metavar="DIR", help=f"write {files} there")
+    group.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _duration(text: str) -> timedelta:
+    try:
+        return duration_from_text(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _seconds(text: str) -> float:
+    seconds = _duration(text).total_seconds()
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError("it must be more than nothing")
+    return seconds
+
+
+def _time(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time with a zone, such as 2030-01-31T12:00:00Z"
+        )
+    return moment
+
+
+def _version() -> str:
+    try:
+        return version("meshmint")
+    except PackageNotFoundError:
+        return "(not installed)"

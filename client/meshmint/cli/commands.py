@@ -1,0 +1,276 @@
+"""What each command does: read, call, print.
+
+PEM and JSON go to stdout, for other programs; the table and the warnings go to
+stderr, for people, unless the table is all there is to print.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from meshmint.cli.errors import DONE, NOT_VERIFIED
+from meshmint.cli.inspection import inspect_certificate
+from meshmint.cli.view import Row, inspection_rows, write_table
+from meshmint.client import Client
+from meshmint.errors import AnswerRefused, ConfigurationError
+from meshmint.requests import CertificateOptions
+from meshmint.results import Chain, IssuedCertificate, SignedCertificate
+from meshmint.tokens import TokenFile, TokenSource
+from meshmint.verify import check_chain, order_chain
+
+__all__ = ["run"]
+
+_MAX_INPUT_BYTES = 4 << 20
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs a parsed command line and returns the exit status.
+
+    Raises:
+        MeshmintError: A call failed, or something given cannot be used.
+        OSError: A file cannot be read or written.
+    """
+    match arguments.command:
+        case "issue":
+            return _issue(arguments)
+        case "sign":
+            return _sign(arguments)
+        case "chain":
+            return _chain(arguments)
+        case _:
+            return _inspect(arguments)
+
+
+def _issue(arguments: argparse.Namespace) -> int:
+    _make_ready(arguments.out)
+    with _client(arguments) as client:
+        if arguments.server_key:
+            issued = client.issue(
+                arguments.role, key_algorithm=arguments.key_algorithm, **_options(arguments)
+            )
+        else:
+            issued = client.request_certificate(
+                arguments.role,
+                key_algorithm=arguments.key_algorithm or "ec-p256",
+                **_options(arguments),
+            )
+    return _print_certificate(issued, arguments)
+
+
+def _sign(arguments: argparse.Namespace) -> int:
+    csr = _read(arguments.csr, "the CSR")
+    _make_ready(arguments.out)
+    with _client(arguments) as client:
+        signed = client.sign(csr, arguments.role, **_options(arguments))
+    return _print_certificate(signed, arguments)
+
+
+def _chain(arguments: argparse.Namespace) -> int:
+    _make_ready(arguments.out)
+    with _client(arguments) as client:
+        chain = client.get_chain(arguments.issuer)
+    files = chain.write_files(arguments.out) if arguments.out else []
+    if arguments.json:
+        document = {
+            "issuer": chain.issuer,
+            "trust_domain": chain.trust_domain,
+            "not_after": _rfc3339(chain.not_after),
+            "chain": chain.chain_pem,
+            "trust_bundle": chain.trust_bundle_pem,
+        }
+        _print_json(document, files)
+        return DONE
+    _print_table(_chain_rows(chain, files), only_output=bool(files))
+    if not files:
+        if arguments.only != "bundle":
+            _print_pem(chain.chain_pem)
+        if arguments.only != "chain":
+            _print_pem(chain.trust_bundle_pem)
+    return DONE
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    certificate, *others = _read_certificates(arguments.file)
+    try:
+        found = inspect_certificate(certificate)
+    except ValueError as error:
+        raise AnswerRefused(
+            f"the certificate in {arguments.file} is malformed: {error}", reason="MALFORMED"
+        ) from error
+    now = datetime.now(UTC)
+    verified: bool | None = None
+    verdict = ""
+    if arguments.bundle:
+        if arguments.chain:
+            others += _read_certificates(arguments.chain)
+        roots = _read_certificates(arguments.bundle)
+        chain = order_chain(certificate, others)
+        try:
+            check_chain(certificate, chain, roots, now=now)
+            verified, verdict = True, f"verified, with {len(chain)} in between"
+        except AnswerRefused as error:
+            verified, verdict = False, f"NOT verified: {error.message}"
+    if arguments.json:
+        document = found.document()
+        if verified is not None:
+            document |= {"is_verified": verified, "verdict": verdict}
+        _print_json(document)
+    else:
+        rows = inspection_rows(found, now)
+        if verdict:
+            rows.append(("Chain", [verdict], "green" if verified else "red"))
+        elif others:
+            rows.append(("Also in there", [f"{len(others)} more (--bundle checks the chain)"], ""))
+        write_table(rows, sys.stdout)
+    return NOT_VERIFIED if verified is False else DONE
+
+
+def _client(arguments: argparse.Namespace) -> Client:
+    return Client(
+        arguments.server,
+        token=_token(arguments),
+        root_certificates=None if arguments.ca_file is None else Path(arguments.ca_file),
+        insecure=arguments.insecure,
+        server_name=arguments.server_name,
+        timeout=arguments.timeout,
+    )
+
+
+def _token(arguments: argparse.Namespace) -> TokenSource | None:
+    if arguments.token_file:
+        return TokenFile(Path(arguments.token_file))
+    return os.environ.get("MESHMINT_TOKEN") or None
+
+
+def _options(arguments: argparse.Namespace) -> CertificateOptions:
+    return {
+        "common_name": arguments.cn,
+        "dns_names": arguments.dns,
+        "ip_addresses": arguments.ip,
+        "uris": arguments.uri,
+        "email_addresses": arguments.email,
+        "ttl": arguments.ttl,
+        "not_after": arguments.not_after,
+    }
+
+
+def _print_certificate(signed: SignedCertificate, arguments: argparse.Namespace) -> int:
+    for warning in signed.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    files = signed.write_files(arguments.out) if arguments.out else []
+    key = signed.private_key_pem if isinstance(signed, IssuedCertificate) else ""
+    if arguments.json:
+        document: dict[str, Any] = {
+            "certificate": signed.certificate_pem,
+            "chain": signed.chain_pem,
+            "trust_bundle": signed.trust_bundle_pem,
+            "serial_number": signed.serial_number,
+            "spiffe_id": signed.spiffe_id,
+            "not_before": _rfc3339(signed.not_before),
+            "not_after": _rfc3339(signed.not_after),
+            "role": signed.role,
+            "issuer": signed.issuer,
+            "warnings": signed.warnings,
+        }
+        if key and not files:
+            document["private_key"] = key
+        _print_json(document, files)
+        return DONE
+    rows = inspection_rows(inspect_certificate(signed.certificate), datetime.now(UTC))
+    # The client refuses an answer that does not chain to the bundle.
+    rows += [
+        ("Chain", [f"verified, with {len(signed.chain)} in between"], "green"),
+        ("Role", [signed.role], ""),
+        _files_row(files),
+    ]
+    _print_table(rows, only_output=bool(files))
+    if not files:
+        _print_pem([signed.certificate_pem, *signed.chain_pem, *([key] if key else [])])
+    return DONE
+
+
+def _chain_rows(chain: Chain, files: Sequence[Path]) -> list[Row]:
+    return [
+        ("Issuer", [chain.issuer], "bold"),
+        ("Trust domain", [chain.trust_domain], ""),
+        ("Chain", [one.subject.rfc4514_string() or "(empty)" for one in chain.chain], ""),
+        ("Roots", [one.subject.rfc4514_string() or "(empty)" for one in chain.trust_bundle], ""),
+        ("Valid to", [f"{chain.not_after:%Y-%m-%d %H:%M:%S} UTC"], ""),
+        _files_row(files),
+    ]
+
+
+def _files_row(files: Sequence[Path]) -> Row:
+    return ("Files", [str(path) for path in files], "")
+
+
+def _print_table(rows: Sequence[Row], *, only_output: bool) -> None:
+    if only_output:
+        write_table(rows, sys.stdout)
+    elif sys.stderr.isatty():
+        write_table(rows, sys.stderr)
+        print(file=sys.stderr)
+
+
+def _print_pem(pems: Sequence[str]) -> None:
+    for pem in pems:
+        print(pem.rstrip("\n"))
+
+
+def _print_json(document: dict[str, Any], files: Sequence[Path] = ()) -> None:
+    if files:
+        document["files"] = [str(path) for path in files]
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+def _make_ready(directory: str | None) -> None:
+    """Finds out before a certificate is minted whether it can be written."""
+    if directory is None:
+        return
+    folder = Path(directory)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"the directory {folder} cannot be written to")
+
+
+def _read(name: str, what: str) -> bytes:
+    try:
+        if name == "-":
+            content = sys.stdin.buffer.read(_MAX_INPUT_BYTES + 1)
+        else:
+            with Path(name).open("rb") as file:
+                content = file.read(_MAX_INPUT_BYTES + 1)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read {what} from {name}: {error.strerror or error}"
+        ) from error
+    if not content.strip():
+        raise ConfigurationError(f"{what} from {'stdin' if name == '-' else name} is empty")
+    if len(content) > _MAX_INPUT_BYTES:
+        raise ConfigurationError(f"{what} in {name} has more than 4 MiB")
+    return content
+
+
+def _read_certificates(name: str) -> list[x509.Certificate]:
+    content = _read(name, "certificates")
+    try:
+        if b"-----BEGIN " in content:
+            return x509.load_pem_x509_certificates(content)
+        return [x509.load_der_x509_certificate(content)]
+    except ValueError as error:
+        is_csr = b"-----BEGIN CERTIFICATE REQUEST" in content
+        hint = "it is a CSR: see openssl req -text" if is_csr else "PEM or DER is expected"
+        raise ConfigurationError(f"there is no certificate in {name}: {hint}") from error
