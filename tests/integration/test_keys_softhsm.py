@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import datetime
+import os
+import re
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from meshmint_server.keys import (
     KeyAlgorithmName,
+    KeyFault,
     KeyRing,
     SignatureAlgorithm,
     SigningKey,
     capture,
     default_algorithm,
+    key_algorithm_of,
+    parse_key_uri,
+    pkcs11_objects,
     public_key_info,
 )
-from support.softhsm import Token
+from meshmint_server.keys.uri import Pkcs11Uri
+from pkcs11 import (
+    Attribute,
+    AttributeSensitive,
+    AttributeTypeInvalid,
+    Mechanism,
+    PKCS11Error,
+)
+from support.softhsm import SoftHsm, Token
 
 
 @pytest.fixture
@@ -56,25 +71,107 @@ async def self_signed(key: SigningKey, algorithm: SignatureAlgorithm) -> x509.Ce
     return x509.load_der_x509_certificate(wanted.assemble(signature))
 
 
-@pytest.mark.parametrize("use_pss", [False, True], ids=["pkcs1", "pss"])
-@pytest.mark.parametrize("kind", list(KeyAlgorithmName))
-async def test_every_kind_of_key_signs_a_certificate_that_openssl_accepts(
-    ring: KeyRing, kind: KeyAlgorithmName, use_pss: bool, tmp_path: Path
-) -> None:
-    if use_pss and not kind.rsa_bits:
-        use_pss = False
-    key = await ring.generate(f"issuer-{kind}", kind)
-    certificate = await self_signed(key, default_algorithm(key.public_key, use_pss=use_pss))
-    certificate.verify_directly_issued_by(certificate)
-    pem = tmp_path / "certificate.pem"
-    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    verified = subprocess.run(  # noqa: ASYNC221
-        ["openssl", "verify", "-x509_strict", "-check_ss_sig", "-CAfile", str(pem), str(pem)],
+def assert_openssl_accepts(certificate: x509.Certificate, path: Path) -> None:
+    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    verified = subprocess.run(
+        ["openssl", "verify", "-x509_strict", "-check_ss_sig", "-CAfile", str(path), str(path)],
         capture_output=True,
         text=True,
         check=False,
     )
     assert verified.returncode == 0, verified.stderr
+
+
+@pytest.mark.parametrize("kind", list(KeyAlgorithmName))
+async def test_every_kind_of_key_signs_certificates_that_openssl_accepts(
+    ring: KeyRing, kind: KeyAlgorithmName, tmp_path: Path
+) -> None:
+    key = await ring.generate(f"issuer-{kind}", kind)
+    assert key_algorithm_of(key.public_key) is kind
+    for bits in (256, 384, 512) if kind.rsa_bits else (0,):
+        for use_pss in (False, True) if kind.rsa_bits else (False,):
+            algorithm = default_algorithm(key.public_key, bits, use_pss)
+            certificate = await self_signed(key, algorithm)
+            certificate.verify_directly_issued_by(certificate)
+            assert_openssl_accepts(certificate, tmp_path / "certificate.pem")
+
+
+@pytest.mark.parametrize("kind", ["ec-p256", "rsa-2048", "ed25519"])
+async def test_a_generated_key_can_only_sign_and_never_leaves_the_token(
+    softhsm: SoftHsm, token: Token, ring: KeyRing, kind: str
+) -> None:
+    key = await ring.generate("issuer", kind)
+    attributes = await key.attributes()
+    assert attributes.storage == "pkcs11"
+    assert token.label in attributes.token
+    assert attributes.is_extractable is False
+    assert attributes.was_ever_extractable is False
+    assert attributes.is_sensitive is True
+    assert attributes.is_local is True
+    assert attributes.is_sign_only
+    assert attributes.other_uses == ()
+
+    uri = parse_key_uri(key.uri)
+    assert isinstance(uri, Pkcs11Uri)
+    assert uri.id is not None
+
+    def try_to_take_it() -> None:
+        module_token = ring._token
+        assert module_token is not None
+        private = module_token._key(uri)
+        for secret in (Attribute.VALUE, Attribute.PRIVATE_EXPONENT, Attribute.PRIME_1):
+            with pytest.raises((AttributeSensitive, AttributeTypeInvalid)):
+                private[secret]
+        for flag, value in ((Attribute.EXTRACTABLE, True), (Attribute.SENSITIVE, False)):
+            with pytest.raises(PKCS11Error):
+                private[flag] = value
+            with pytest.raises(PKCS11Error):
+                private.copy({flag: value})
+
+    assert ring._module is not None
+    await ring._module.signer.run(try_to_take_it, timeout=10)
+
+    # And as somebody else sees it, with the PIN in hand.
+    tool = ["pkcs11-tool", "--module", str(softhsm.module), "--token-label", token.label]
+    listed = subprocess.run(  # noqa: ASYNC221
+        [*tool, "--login", "--pin", "env:PIN", "--list-objects", "--type", "privkey"],
+        env={**os.environ, **softhsm.environment, "PIN": token.pin},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert listed.returncode == 0, listed.stderr
+    assert re.search(r"Usage:\s+sign\n", listed.stdout), listed.stdout
+    access = r"Access:\s+sensitive, always sensitive, never extractable, local\n"
+    assert re.search(access, listed.stdout), listed.stdout
+
+
+async def test_a_key_that_can_do_more_than_sign_is_destroyed_again(
+    ring: KeyRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that ignores what the template asks for."""
+    original = pkcs11_objects._generate_pair
+
+    def careless(session: Any, label: str, key_id: bytes, kind: KeyAlgorithmName) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setitem(pkcs11_objects._PRIVATE_TEMPLATE, Attribute.DERIVE, True)
+            patch.setitem(pkcs11_objects._PRIVATE_TEMPLATE, Attribute.EXTRACTABLE, True)
+            return original(session, label, key_id, kind)
+
+    monkeypatch.setattr(pkcs11_objects, "_generate_pair", careless)
+    with pytest.raises(KeyFault, match="it can be extracted, it can derive") as caught:
+        await ring.generate("careless", "ec-p256")
+    assert caught.value.kind == "KEY_UNFIT"
+    with pytest.raises(KeyFault, match="no private key"):
+        await ring.open("pkcs11:object=careless")
+
+
+async def test_a_kind_that_the_token_does_not_offer_is_named(
+    ring: KeyRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(pkcs11_objects._GENERATE, "ed25519", Mechanism.X9_42_DH_KEY_PAIR_GEN)
+    with pytest.raises(KeyFault, match="does not offer CKM_X9_42_DH_KEY_PAIR_GEN"):
+        await ring.generate("issuer", "ed25519")
 
 
 async def test_a_generated_key_is_found_again_by_its_uri(token: Token, ring: KeyRing) -> None:

@@ -76,6 +76,20 @@ _GENERATE: Final = {
     "rsa": Mechanism.RSA_PKCS_KEY_PAIR_GEN,
     "ed25519": Mechanism.EC_EDWARDS_KEY_PAIR_GEN,
 }
+_PRIVATE_TEMPLATE: Final[dict[Attribute, Any]] = {
+    Attribute.PRIVATE: True,
+    Attribute.SENSITIVE: True,
+    Attribute.EXTRACTABLE: False,
+    Attribute.SIGN: True,
+    Attribute.DECRYPT: False,
+    Attribute.UNWRAP: False,
+    Attribute.DERIVE: False,
+}
+# Not every token takes these in a template; what the key became is checked afterwards.
+_PRIVATE_EXTRAS: Final[dict[Attribute, Any]] = {
+    Attribute.SIGN_RECOVER: False,
+    Attribute.MODIFIABLE: False,
+}
 # What a token says when a template has an attribute it does not take.
 _TEMPLATE_ERRORS: Final = (
     pkcs11.AttributeTypeInvalid,
@@ -255,17 +269,6 @@ def _generate_pair(
     session: pkcs11.Session, label: str, key_id: bytes, kind: KeyAlgorithmName
 ) -> tuple[Any, Any]:
     public_template: dict[Attribute, Any] = {Attribute.VERIFY: True, Attribute.PRIVATE: False}
-    private_template: dict[Attribute, Any] = {
-        Attribute.PRIVATE: True,
-        Attribute.SENSITIVE: True,
-        Attribute.EXTRACTABLE: False,
-        Attribute.SIGN: True,
-        Attribute.DECRYPT: False,
-        Attribute.UNWRAP: False,
-        Attribute.DERIVE: False,
-    }
-    # Not every token takes these in a template; what the key became is checked afterwards.
-    extras: dict[Attribute, Any] = {Attribute.SIGN_RECOVER: False, Attribute.MODIFIABLE: False}
     common: dict[str, Any] = {
         "id": key_id,
         "label": label,
@@ -273,7 +276,7 @@ def _generate_pair(
         "capabilities": pkcs11.MechanismFlag.SIGN | pkcs11.MechanismFlag.VERIFY,
         "public_template": public_template,
     }
-    for private in ({**private_template, **extras}, private_template):
+    for private in ({**_PRIVATE_TEMPLATE, **_PRIVATE_EXTRAS}, _PRIVATE_TEMPLATE):
         try:
             if kind.rsa_bits is not None:
                 return session.generate_keypair(
@@ -292,7 +295,7 @@ def _generate_pair(
                 **common,
             )
         except _TEMPLATE_ERRORS:
-            if private is private_template:
+            if private is _PRIVATE_TEMPLATE:
                 raise
     raise AssertionError("unreachable")
 
