@@ -118,7 +118,19 @@ async def test_discovery_of_another_issuer_is_not_believed(world: World) -> None
     assert world.server.count(JWKS) == 0
 
 
-@pytest.mark.parametrize("jwks_uri", ["http://127.0.0.1/jwks", "file:///etc/passwd", 7, None])
+@pytest.mark.parametrize(
+    "jwks_uri",
+    [
+        "http://127.0.0.1/jwks",
+        "https://127.0.0.1:99999/jwks",
+        "https://" + "a" * 70 + ".test/jwks",
+        "https://127.0.0.1:1/\n",
+        "https://[::1/jwks",
+        "file:///etc/passwd",
+        7,
+        None,
+    ],
+)
 async def test_discovery_naming_no_https_keys_is_not_followed(
     world: World, jwks_uri: object
 ) -> None:

@@ -413,6 +413,20 @@ async def test_reviews_under_way_are_bounded(cluster: Cluster) -> None:
     assert all(error.retry_after for error in refused)
 
 
+async def test_a_token_does_not_wait_for_its_turn_for_ever(cluster: Cluster) -> None:
+    cluster.server.faults[REVIEW] = lambda honest: replace(honest, delay=0.8)
+    async with cluster.authenticators(max_reviews=1, timeout=0.5) as authenticators:
+        tokens = [cluster.issuer.kubernetes_token("shop", f"sa-{n}") for n in range(3)]
+        started = time.monotonic()
+        results = await asyncio.gather(
+            *(authenticators.authenticate(token) for token in tokens), return_exceptions=True
+        )
+
+    assert all(isinstance(result, VerifierUnavailable) for result in results)
+    assert time.monotonic() - started < 3
+    assert cluster.server.count(REVIEW) < 3
+
+
 async def test_both_means_signature_first_then_review(cluster: Cluster) -> None:
     stranger = TokenIssuer(cluster.issuer.directory / "stranger", issuer=cluster.issuer.issuer)
     forged = stranger.jwt(stranger.kubernetes_claims(), headers={"kid": cluster.issuer.kid})

@@ -55,6 +55,9 @@ async def test_every_allowed_algorithm_verifies_from_jwks_and_from_pem(
     for source in ({"jwks_file": issuer.jwks_file}, {"public_keys": (pem,)}):
         authenticators = build(issuer, algorithms=(algorithm,), **source)
         assert (await authenticators.authenticate(token)).subject == "someone"
+        for length in (0, 1, 64, 255, 256, 257, 2000):
+            forged = f"{token.rpartition('.')[0]}.{'A' * (length * 4 // 3 // 4 * 4)}"
+            assert await reason(authenticators, forged) == Refusal.SIGNATURE_INVALID
 
 
 async def test_a_key_of_another_curve_than_the_algorithms_is_not_used(tmp_path: Path) -> None:

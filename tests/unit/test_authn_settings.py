@@ -72,6 +72,8 @@ def test_durations_are_seconds_or_text() -> None:
         ({**KUBERNETES, "jwks_url": "http://a.test/jwks"}, "https://"),
         ({**KUBERNETES, "jwks_url": "https:///jwks"}, "https://"),
         ({**KUBERNETES, "jwks_url": "https://a.test/jwks#x"}, "fragment"),
+        ({**KUBERNETES, "jwks_url": "https://a.test:99999/jwks"}, "[Pp]ort"),
+        ({**KUBERNETES, "jwks_url": "https://a.test:0/jwks"}, "port 0"),
         ({**KUBERNETES, "jwks_url": "https://a.test/j", "jwks_file": "/j"}, "not both"),
         ({**KUBERNETES, "jwks_ca_file": "/ca"}, "jwks_url"),
         ({**KUBERNETES, "mode": "token_review", "jwks_file": "/j"}, "token_review"),

@@ -100,7 +100,7 @@ class HttpsClient:
                 return await self._read(url, response)
         except (TimeoutError, httpx.TimeoutException) as error:
             raise self._unavailable(url, "did not answer in time", error) from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             what = "cannot be reached"
             if isinstance(error.__cause__, httpx.HTTPError) or "certificate" in str(error).lower():
                 what = "cannot be reached over TLS that its CA vouches for"
@@ -159,7 +159,7 @@ class HttpsClient:
             current = self._connections
             if current is not None and current.ca is ca:
                 return current, None
-            context = ssl.create_default_context(cadata=ca.decode("ascii") if ca else None)
+            context = _tls_context(ca)
         except (OSError, ValueError) as error:
             path = str(self._ca_file.path) if self._ca_file else "the system's"
             raise self._unavailable(
@@ -203,6 +203,21 @@ class HttpsClient:
             f"{self._purpose} {what}; the token was neither accepted nor refused, try again",
             retry_after=retry_after,
         )
+
+
+def _tls_context(ca: bytes | None) -> ssl.SSLContext:
+    """A context that trusts these roots and no others; None trusts the system's.
+
+    Raises:
+        ValueError: There is no certificate in it.
+        OSError: It is not PEM.
+    """
+    if ca is None:
+        return ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # Verifies chain and name by default.
+    # Text around the certificates may be in any encoding; it means nothing.
+    context.load_verify_locations(cadata=ca.decode("ascii", "ignore"))
+    return context
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -64,6 +64,7 @@ class KubernetesAuthenticator:
                 credential=credential,
                 audiences=settings.audiences,
                 max_reviews=settings.max_reviews,
+                patience=settings.timeout,
                 purpose=purpose,
                 clock=clock,
             )

@@ -48,6 +48,8 @@ def refuse_url_but_https(url: str) -> str:
         raise ValueError("expected an https:// URL; plain http is never used")
     if parts.username is not None or parts.password is not None:
         raise ValueError("a URL must not hold a credential")
+    if parts.port == 0:  # And a ValueError of its own for a port that cannot be.
+        raise ValueError("a URL must not have the port 0")
     if parts.query or parts.fragment:
         raise ValueError("a URL here has no query and no fragment")
     return url

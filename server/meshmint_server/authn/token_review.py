@@ -82,6 +82,7 @@ class TokenReviewer:
         credential: Our credential there.
         audiences: Our audiences, sorted.
         max_reviews: Reviews under way at one time.
+        patience: Seconds that a token waits for its turn.
         purpose: What it is, in words for messages.
         clock: The clock.
     """
@@ -94,6 +95,7 @@ class TokenReviewer:
         credential: ApiServerCredential,
         audiences: tuple[str, ...],
         max_reviews: int,
+        patience: float,
         purpose: str,
         clock: Clock,
     ) -> None:
@@ -103,6 +105,7 @@ class TokenReviewer:
         self._audiences = audiences
         self._slots = asyncio.Semaphore(max_reviews)
         self._max_flights = max_reviews * (1 + MAX_WAITING_PER_REVIEW)
+        self._patience = patience
         self._purpose = purpose
         self._monotonic = clock.monotonic
         self._flights: SingleFlight[bytes, None] = SingleFlight()
@@ -119,7 +122,7 @@ class TokenReviewer:
         if refused_until is not None and self._monotonic() < refused_until:
             raise _rejected()
         if len(self._flights) >= self._max_flights:
-            raise VerifierUnavailable(f"{self._purpose} has too many tokens waiting; try again")
+            raise self._busy()
         await self._flights.run(token.digest, lambda: self._review(token, account))
 
     async def close(self) -> None:
@@ -135,8 +138,7 @@ class TokenReviewer:
                 "spec": {"token": token.text, "audiences": list(self._audiences)},
             }
         ).encode()
-        async with self._slots:
-            answer = await self._client.post_json(self._url, self._credential.headers(), body)
+        answer = await self._ask(body)
         status = self._status(answer)
         if status.get("authenticated") is not True:
             self._note(status.get("error"), token, account)
@@ -150,6 +152,20 @@ class TokenReviewer:
                 Refusal.CREDENTIAL_REJECTED,
                 f"the cluster's answer about the token does not fit it: {problem}",
             )
+
+    async def _ask(self, body: bytes) -> bytes:
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise self._busy() from error
+        try:
+            return await self._client.post_json(self._url, self._credential.headers(), body)
+        finally:
+            self._slots.release()
+
+    def _busy(self) -> VerifierUnavailable:
+        return VerifierUnavailable(f"{self._purpose} has too many tokens waiting; try again")
 
     def _status(self, answer: bytes) -> Mapping[str, Json]:
         try:
