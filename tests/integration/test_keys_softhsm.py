@@ -34,6 +34,7 @@ from pkcs11 import (
     Mechanism,
     PKCS11Error,
 )
+from pkcs11.constants import DEFAULT
 from support.softhsm import SoftHsm, Token
 
 
@@ -150,20 +151,67 @@ async def test_a_key_that_can_do_more_than_sign_is_destroyed_again(
     ring: KeyRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A token that ignores what the template asks for."""
-    original = pkcs11_objects._generate_pair
-
-    def careless(session: Any, label: str, key_id: bytes, kind: KeyAlgorithmName) -> Any:
-        with monkeypatch.context() as patch:
-            patch.setitem(pkcs11_objects._PRIVATE_TEMPLATE, Attribute.DERIVE, True)
-            patch.setitem(pkcs11_objects._PRIVATE_TEMPLATE, Attribute.EXTRACTABLE, True)
-            return original(session, label, key_id, kind)
-
-    monkeypatch.setattr(pkcs11_objects, "_generate_pair", careless)
+    monkeypatch.setitem(pkcs11_objects._PRIVATE_TEMPLATE, Attribute.EXTRACTABLE, True)
+    monkeypatch.setitem(pkcs11_objects._NO_OTHER_USE, Attribute.DERIVE, True)
+    monkeypatch.setattr(pkcs11_objects, "_ADDITIONS", pkcs11_objects._ADDITIONS[2:])
     with pytest.raises(KeyFault, match="it can be extracted, it can derive") as caught:
         await ring.generate("careless", "ec-p256")
     assert caught.value.kind == "KEY_UNFIT"
     with pytest.raises(KeyFault, match="no private key"):
         await ring.open("pkcs11:object=careless")
+
+
+@pytest.mark.parametrize(
+    ("unknown", "attempts", "outcome"),
+    [
+        (Attribute.MODIFIABLE, 2, "fit"),
+        # Left to SoftHSM's own defaults, the key could do more: that must not pass.
+        (Attribute.SIGN_RECOVER, 3, "it can sign-recover"),
+        (Attribute.DECRYPT, 4, "it can"),
+    ],
+)
+async def test_a_token_that_does_not_know_an_attribute_is_asked_without_it(
+    ring: KeyRing,
+    monkeypatch: pytest.MonkeyPatch,
+    unknown: Attribute,
+    attempts: int,
+    outcome: str,
+) -> None:
+    original = pkcs11_objects._generate_with
+    made = 0
+
+    def picky(*arguments: Any) -> Any:
+        nonlocal made
+        made += 1
+        if arguments[3].get(unknown, DEFAULT) is not DEFAULT:
+            raise AttributeTypeInvalid
+        return original(*arguments)
+
+    monkeypatch.setattr(pkcs11_objects, "_generate_with", picky)
+    if outcome == "fit":
+        key = await ring.generate("issuer", "ec-p256")
+        assert (await key.attributes()).is_sign_only
+    else:
+        with pytest.raises(KeyFault, match=outcome):
+            await ring.generate("issuer", "ec-p256")
+    assert made == attempts
+
+
+async def test_ids_fit_the_token_and_are_not_used_twice(ring: KeyRing) -> None:
+    module, token = ring._module, ring._token
+    assert module is not None
+    assert token is not None
+
+    def draw(manufacturer: str) -> set[bytes]:
+        session = token._key_session().session
+        return {pkcs11_objects.new_key_id(session, manufacturer) for _ in range(50)}
+
+    long = await module.signer.run(lambda: draw("SoftHSM project"), timeout=10)
+    assert {len(key_id) for key_id in long} == {16}
+    assert len(long) == 50
+    short = await module.signer.run(lambda: draw("Yubico (www.yubico.com)"), timeout=10)
+    assert {len(key_id) for key_id in short} == {2}
+    assert all(0x0100 <= int.from_bytes(key_id, "big") < 0xFF00 for key_id in short)
 
 
 async def test_a_kind_that_the_token_does_not_offer_is_named(

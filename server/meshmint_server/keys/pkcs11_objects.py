@@ -16,6 +16,7 @@ import pkcs11
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from pkcs11 import MGF, Attribute, KeyType, Mechanism, ObjectClass
+from pkcs11.constants import DEFAULT
 from pkcs11.util.ec import encode_named_curve_parameters
 
 from meshmint_server.keys.algorithm import (
@@ -34,6 +35,7 @@ __all__ = [
     "find_private_key",
     "generate_key",
     "key_uri",
+    "new_key_id",
     "read_attributes",
     "read_public_key",
     "sign_with",
@@ -81,15 +83,29 @@ _PRIVATE_TEMPLATE: Final[dict[Attribute, Any]] = {
     Attribute.SENSITIVE: True,
     Attribute.EXTRACTABLE: False,
     Attribute.SIGN: True,
+}
+_PUBLIC_TEMPLATE: Final[dict[Attribute, Any]] = {Attribute.VERIFY: True}
+# Not every token takes every attribute in a template (AWS CloudHSM knows no
+# CKA_SIGN_RECOVER, and wants CKA_PRIVATE of a public key left alone). So these are asked
+# for first, and what the key became is checked afterwards: (private, public) additions,
+# the strictest first. DEFAULT leaves out what python-pkcs11 would write.
+_NO_OTHER_USE: Final[dict[Attribute, Any]] = {
     Attribute.DECRYPT: False,
     Attribute.UNWRAP: False,
     Attribute.DERIVE: False,
 }
-# Not every token takes these in a template; what the key became is checked afterwards.
-_PRIVATE_EXTRAS: Final[dict[Attribute, Any]] = {
-    Attribute.SIGN_RECOVER: False,
-    Attribute.MODIFIABLE: False,
-}
+_ADDITIONS: Final[tuple[tuple[dict[Attribute, Any], dict[Attribute, Any]], ...]] = (
+    (
+        {**_NO_OTHER_USE, Attribute.SIGN_RECOVER: False, Attribute.MODIFIABLE: False},
+        {Attribute.PRIVATE: False},
+    ),
+    ({**_NO_OTHER_USE, Attribute.SIGN_RECOVER: False}, {}),
+    (_NO_OTHER_USE, {}),
+    (
+        dict.fromkeys(_NO_OTHER_USE, DEFAULT),
+        dict.fromkeys((Attribute.ENCRYPT, Attribute.WRAP), DEFAULT),
+    ),
+)
 # What a token says when a template has an attribute it does not take.
 _TEMPLATE_ERRORS: Final = (
     pkcs11.AttributeTypeInvalid,
@@ -245,7 +261,7 @@ def generate_key(session: pkcs11.Session, label: str, kind: KeyAlgorithmName) ->
             f"CKM_{mechanism.name}.",
             reason="KEY_UNSUPPORTED",
         )
-    key_id = secrets.token_bytes(16)
+    key_id = new_key_id(session, token.manufacturer_id)
     public, private = _generate_pair(session, label, key_id, kind)
     try:
         faults = _faults_of(private)
@@ -265,39 +281,59 @@ def generate_key(session: pkcs11.Session, label: str, kind: KeyAlgorithmName) ->
     return Generated(key_uri(token, private), public_key)
 
 
+def new_key_id(session: pkcs11.Session, manufacturer: str) -> bytes:
+    """A random CKA_ID that no private key of the token has yet.
+
+    Sixteen bytes; two for a YubiHSM 2, whose objects have 16-bit ids: longer ones are
+    cut short by some versions of its module, and need extra objects in others.
+    """
+    while True:
+        if manufacturer.startswith("Yubico"):
+            # Neither 0x0000 nor 0xffff, which are reserved, nor one of a single byte.
+            key_id = (0x0100 + secrets.randbelow(0xFE00)).to_bytes(2, "big")
+        else:
+            key_id = secrets.token_bytes(16)
+        wanted = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: key_id}
+        if not list(session.get_objects(wanted)):
+            return key_id
+
+
 def _generate_pair(
     session: pkcs11.Session, label: str, key_id: bytes, kind: KeyAlgorithmName
 ) -> tuple[Any, Any]:
-    public_template: dict[Attribute, Any] = {Attribute.VERIFY: True, Attribute.PRIVATE: False}
+    for private, public in _ADDITIONS[:-1]:
+        try:
+            return _generate_with(session, (label, key_id), kind, private, public)
+        except _TEMPLATE_ERRORS:
+            continue
+    return _generate_with(session, (label, key_id), kind, *_ADDITIONS[-1])
+
+
+def _generate_with(
+    session: pkcs11.Session,
+    name: tuple[str, bytes],
+    kind: KeyAlgorithmName,
+    private: dict[Attribute, Any],
+    public: dict[Attribute, Any],
+) -> tuple[Any, Any]:
+    label, key_id = name
     common: dict[str, Any] = {
         "id": key_id,
         "label": label,
         "store": True,
         "capabilities": pkcs11.MechanismFlag.SIGN | pkcs11.MechanismFlag.VERIFY,
-        "public_template": public_template,
+        "public_template": {**_PUBLIC_TEMPLATE, **public},
+        "private_template": {**_PRIVATE_TEMPLATE, **private},
     }
-    for private in ({**_PRIVATE_TEMPLATE, **_PRIVATE_EXTRAS}, _PRIVATE_TEMPLATE):
-        try:
-            if kind.rsa_bits is not None:
-                return session.generate_keypair(
-                    KeyType.RSA, kind.rsa_bits, private_template=private, **common
-                )
-            if kind.curve is not None:
-                params, key_type = encode_named_curve_parameters(kind.curve.name), KeyType.EC
-            else:
-                params, key_type = _ED25519_PARAMS, KeyType.EC_EDWARDS
-            domain = session.create_domain_parameters(
-                key_type, {Attribute.EC_PARAMS: params}, local=True
-            )
-            return domain.generate_keypair(
-                mechanism=_GENERATE["ec" if kind.curve else "ed25519"],
-                private_template=private,
-                **common,
-            )
-        except _TEMPLATE_ERRORS:
-            if private is _PRIVATE_TEMPLATE:
-                raise
-    raise AssertionError("unreachable")
+    if kind.rsa_bits is not None:
+        return session.generate_keypair(KeyType.RSA, kind.rsa_bits, **common)
+    if kind.curve is not None:
+        params, key_type = encode_named_curve_parameters(kind.curve.name), KeyType.EC
+    else:
+        params, key_type = _ED25519_PARAMS, KeyType.EC_EDWARDS
+    domain = session.create_domain_parameters(key_type, {Attribute.EC_PARAMS: params}, local=True)
+    mechanism = _GENERATE["ec" if kind.curve else "ed25519"]
+    return domain.generate_keypair(mechanism=mechanism, **common)
 
 
 def _faults_of(private_key: Any) -> list[str]:
