@@ -23,7 +23,7 @@ from meshmint_server.keys import (
     default_algorithm,
     key_algorithm_of,
     parse_key_uri,
-    pkcs11_objects,
+    pkcs11_generation,
     public_key_info,
 )
 from meshmint_server.keys.uri import Pkcs11Uri
@@ -151,9 +151,9 @@ async def test_a_key_that_can_do_more_than_sign_is_destroyed_again(
     ring: KeyRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A token that ignores what the template asks for."""
-    monkeypatch.setitem(pkcs11_objects._PRIVATE_TEMPLATE, Attribute.EXTRACTABLE, True)
-    monkeypatch.setitem(pkcs11_objects._NO_OTHER_USE, Attribute.DERIVE, True)
-    monkeypatch.setattr(pkcs11_objects, "_ADDITIONS", pkcs11_objects._ADDITIONS[2:])
+    monkeypatch.setitem(pkcs11_generation._PRIVATE_TEMPLATE, Attribute.EXTRACTABLE, True)
+    monkeypatch.setitem(pkcs11_generation._NO_OTHER_USE, Attribute.DERIVE, True)
+    monkeypatch.setattr(pkcs11_generation, "_ADDITIONS", pkcs11_generation._ADDITIONS[2:])
     with pytest.raises(KeyFault, match="it can be extracted, it can derive") as caught:
         await ring.generate("careless", "ec-p256")
     assert caught.value.kind == "KEY_UNFIT"
@@ -177,7 +177,7 @@ async def test_a_token_that_does_not_know_an_attribute_is_asked_without_it(
     attempts: int,
     outcome: str,
 ) -> None:
-    original = pkcs11_objects._generate_with
+    original = pkcs11_generation._generate_with
     made = 0
 
     def picky(*arguments: Any) -> Any:
@@ -187,7 +187,7 @@ async def test_a_token_that_does_not_know_an_attribute_is_asked_without_it(
             raise AttributeTypeInvalid
         return original(*arguments)
 
-    monkeypatch.setattr(pkcs11_objects, "_generate_with", picky)
+    monkeypatch.setattr(pkcs11_generation, "_generate_with", picky)
     if outcome == "fit":
         key = await ring.generate("issuer", "ec-p256")
         assert (await key.attributes()).is_sign_only
@@ -204,7 +204,7 @@ async def test_ids_fit_the_token_and_are_not_used_twice(ring: KeyRing) -> None:
 
     def draw(manufacturer: str) -> set[bytes]:
         session = token._key_session().session
-        return {pkcs11_objects.new_key_id(session, manufacturer) for _ in range(50)}
+        return {pkcs11_generation.new_key_id(session, manufacturer) for _ in range(50)}
 
     long = await module.signer.run(lambda: draw("SoftHSM project"), timeout=10)
     assert {len(key_id) for key_id in long} == {16}
@@ -217,7 +217,7 @@ async def test_ids_fit_the_token_and_are_not_used_twice(ring: KeyRing) -> None:
 async def test_a_kind_that_the_token_does_not_offer_is_named(
     ring: KeyRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(pkcs11_objects._GENERATE, "ed25519", Mechanism.X9_42_DH_KEY_PAIR_GEN)
+    monkeypatch.setitem(pkcs11_generation._GENERATE, "ed25519", Mechanism.X9_42_DH_KEY_PAIR_GEN)
     with pytest.raises(KeyFault, match="does not offer CKM_X9_42_DH_KEY_PAIR_GEN"):
         await ring.generate("issuer", "ed25519")
 

@@ -26,12 +26,11 @@ from meshmint_server.keys.algorithm import (
     public_key_info,
 )
 from meshmint_server.keys.key import KeyAttributes, KeyFault
+from meshmint_server.keys.pkcs11_generation import Generated, generate_key
 from meshmint_server.keys.pkcs11_module import PinRefused, Pkcs11Module
 from meshmint_server.keys.pkcs11_objects import (
-    Generated,
     describe,
     find_private_key,
-    generate_key,
     key_uri,
     read_attributes,
     read_public_key,
