@@ -2,5 +2,6 @@
 
 pytest_plugins = [
     "support.postgres",
+    "support.service",
     "support.softhsm",
 ]
