@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from cryptography import x509
+
 from meshmint_server.policy.caller import Caller
 from meshmint_server.policy.decision import Decision
 from meshmint_server.policy.findings import Findings
-from meshmint_server.policy.granted_names import decide_names
+from meshmint_server.policy.granted_names import GrantedNames, decide_names
 from meshmint_server.policy.lifetime import decide_validity
 from meshmint_server.policy.request import CertificateRequest
 from meshmint_server.policy.role import Role
@@ -72,9 +74,7 @@ def decide(
     assert key is not None  # noqa: S101 -- decide_key notes why it is None, and that was raised
     return Decision(
         role=role.name,
-        subject=build_subject(
-            role.subject_attributes, names.common_name, names.serial_number, names.user_ids
-        ),
+        subject=_subject(role, names),
         sans=names.sans,
         spiffe_id=names.spiffe_id,
         not_before=not_before,
@@ -90,4 +90,12 @@ def decide(
         use_pss=role.use_pss,
         is_recorded=not role.no_store,
         warnings=tuple(findings.warnings),
+    )
+
+
+def _subject(role: Role, names: GrantedNames) -> x509.Name:
+    if not (names.common_name or names.serial_number or names.user_ids):
+        return role.bare_subject
+    return build_subject(
+        role.subject_attributes, names.common_name, names.serial_number, names.user_ids
     )

@@ -36,10 +36,14 @@ def normalise_domain(entry: str, *, is_glob: bool, any_text: bool) -> str:
         MalformedName: No name could ever equal the entry.
     """
     if is_glob and "*" in entry:
+        if entry.endswith("."):
+            raise MalformedName("leave out the trailing dot: names in certificates have none")
         return ".".join(_normalise_label(label) for label in entry.split("."))
     try:
         parsed = parse_email(entry) if "@" in entry else parse_dns_name(entry)
     except MalformedName:
+        if "*" in entry:
+            raise MalformedName("set allow_glob_domains to read the '*' as a glob") from None
         if any_text and entry.isprintable() and entry.strip() == entry:
             return entry.lower()
         raise

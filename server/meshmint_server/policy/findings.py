@@ -30,6 +30,11 @@ class Findings:
         self.warnings.append(text)
 
     @property
+    def count(self) -> int:
+        """How much stands against the request so far."""
+        return len(self._malformed) + len(self._outside)
+
+    @property
     def is_clean(self) -> bool:
         """Whether nothing stands against the request so far."""
         return not self._malformed and not self._outside

@@ -7,7 +7,6 @@ from the caller's own identity.
 from __future__ import annotations
 
 import ipaddress
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -38,17 +37,14 @@ from meshmint_server.policy.subject import (
     check_serial_number,
     check_user_id,
 )
-from meshmint_server.policy.uris import Uri, UriPattern, parse_pattern
+from meshmint_server.policy.uri_grants import grant_uris
+from meshmint_server.policy.uris import Uri
 from meshmint_server.spiffe import SpiffeId, TrustDomain
 
 __all__ = ["GrantedNames", "decide_names"]
 
 MAX_SANS = 1000
 MAX_USER_IDS = 16
-
-# What a caller's fact may hold inside a URI pattern: it must stay one segment.
-_URI_VALUE = re.compile(r"[A-Za-z0-9._~-]+")
-_URI_VALUE_WITH_GLOB = re.compile(r"[A-Za-z0-9._~*-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,15 +196,24 @@ class _Granting:
     # SANs
 
     def take_sans(self, source: _Source) -> None:
-        uris: list[tuple[str, SpiffeId | Uri]] = []
-        for asked in parse_names(source.names, source.prefix):
-            if asked.parsed is None:
-                self._findings.malformed(asked.field, asked.problem)
-            elif isinstance(asked.parsed, SpiffeId | Uri):
-                uris.append((asked.field, asked.parsed))
-            elif self._grants(asked.parsed, asked.field):
-                self._sans[asked.parsed] = None
-        self._take_uris(uris, f"{source.prefix}.uris")
+        uris: dict[SpiffeId | Uri, str] = {}
+        if count_names(source.names):
+            for asked in parse_names(source.names, source.prefix):
+                if asked.parsed is None:
+                    self._findings.malformed(asked.field, asked.problem)
+                elif isinstance(asked.parsed, SpiffeId | Uri):
+                    uris.setdefault(asked.parsed, asked.field)
+                elif self._grants(asked.parsed, asked.field):
+                    self._sans[asked.parsed] = None
+        granted, self._spiffe_id = grant_uris(
+            self._role,
+            self._caller,
+            uris,
+            f"{source.prefix}.uris",
+            trust_domain=self._trust_domain,
+            findings=self._findings,
+        )
+        self._sans.update(dict.fromkeys(granted))
 
     def _grants(self, name: Parsed, field: str) -> bool:
         """Tells whether the role allows a name that is no URI; notes why not."""
@@ -270,125 +275,6 @@ class _Granting:
                     continue
             self._rendered_domains = self._role.domain_set(tuple(entries))
         return self._rendered_domains
-
-    # URIs
-
-    def _take_uris(self, uris: list[tuple[str, SpiffeId | Uri]], field: str) -> None:
-        asked = {uri: path for path, uri in reversed(uris)}
-        if self._role.spiffe == "own":
-            self._take_own(asked, field)
-        elif self._role.spiffe == "matching":
-            self._take_matching(asked, field)
-        else:
-            self._take_by_pattern(asked, field)
-
-    def _take_own(self, asked: dict[SpiffeId | Uri, str], field: str) -> None:
-        own = self._caller.spiffe_id
-        for uri, path in asked.items():
-            if uri != own:
-                self._findings.outside(
-                    path, f"{uri}: the role grants the caller's own SPIFFE ID and no other URI"
-                )
-        if own is None:
-            self._findings.outside(
-                field,
-                "the caller has no SPIFFE ID of its own; its authenticator has to give it one",
-            )
-        else:
-            self._take_svid(own, field)
-
-    def _take_matching(self, asked: dict[SpiffeId | Uri, str], field: str) -> None:
-        if not asked:
-            own = self._caller.spiffe_id
-            if own is None or not self._allows_uri(own):
-                self._findings.outside(
-                    field, "ask for the SPIFFE ID wanted: the role does not allow the caller's own"
-                )
-                return
-            asked = {own: field}
-        if len(asked) > 1:
-            self._findings.outside(field, "an X509-SVID has exactly one URI, its SPIFFE ID")
-        for uri, path in asked.items():
-            if not isinstance(uri, SpiffeId):
-                self._findings.outside(path, f"{uri}: the role grants a SPIFFE ID and no other URI")
-            elif not self._allows_uri(uri):
-                self._findings.outside(path, f"{uri}: the role does not allow this SPIFFE ID")
-            else:
-                self._take_svid(uri, path)
-
-    def _take_svid(self, spiffe_id: SpiffeId, field: str) -> None:
-        """Takes the SPIFFE ID of a role for X509-SVIDs of the service's trust domain."""
-        if spiffe_id.trust_domain != self._trust_domain:
-            self._findings.outside(
-                field, f"{spiffe_id}: this service is of the trust domain {self._trust_domain}"
-            )
-        elif not spiffe_id.segments:
-            self._findings.outside(
-                field, f"{spiffe_id}: a workload's SPIFFE ID has a path (X509-SVID section 5.2)"
-            )
-        else:
-            self._spiffe_id = spiffe_id
-            self._sans[spiffe_id] = None
-
-    def _take_by_pattern(self, asked: dict[SpiffeId | Uri, str], field: str) -> None:
-        for uri, path in asked.items():
-            if not self._role.allowed_uri_sans:
-                self._findings.outside(path, f"{uri}: the role allows no URI")
-            elif not self._allows_uri(uri):
-                self._findings.outside(path, f"{uri}: the role does not allow this URI")
-            else:
-                self._sans[uri] = None
-                if isinstance(uri, SpiffeId):
-                    self._spiffe_id = uri
-        spiffe_id = next((uri for uri in asked if isinstance(uri, SpiffeId)), None)
-        if spiffe_id is not None:
-            self._check_svid_rules(spiffe_id, asked, field)
-
-    def _check_svid_rules(
-        self, spiffe_id: SpiffeId, asked: dict[SpiffeId | Uri, str], field: str
-    ) -> None:
-        """Whatever carries a SPIFFE ID must be an X509-SVID (X509-SVID sections 2, 4 and 5)."""
-        if len(asked) > 1:
-            self._findings.outside(
-                field, "a certificate with a SPIFFE ID has exactly one URI (X509-SVID section 2)"
-            )
-        if not spiffe_id.segments:
-            self._findings.outside(
-                asked[spiffe_id], "a workload's SPIFFE ID has a path (X509-SVID section 5.2)"
-            )
-        if not self._role.has_both_tls_usages or "digital_signature" not in self._role.key_usages:
-            self._findings.outside(
-                asked[spiffe_id],
-                "a certificate with a SPIFFE ID needs DigitalSignature, serverAuth and "
-                "clientAuth, which the role lacks",
-            )
-
-    def _allows_uri(self, uri: SpiffeId | Uri) -> bool:
-        own = self._trust_domain
-        if any(pattern.allows(uri, own) for pattern in self._role.uri_patterns):
-            return True
-        return any(pattern.allows(uri, own) for pattern in self._render_uris())
-
-    def _render_uris(self) -> list[UriPattern]:
-        """Renders the role's URI templates; what cannot be rendered grants nothing."""
-        allowed = (
-            _URI_VALUE_WITH_GLOB if self._role.allow_globs_in_identity_templates else _URI_VALUE
-        )
-        patterns = []
-        for template in self._role.uri_templates:
-            text = template.render(
-                self._caller,
-                self._trust_domain,
-                # A SPIFFE ID is canonical already, and its slashes are meant.
-                lambda name, value: name == "spiffe_id" or bool(allowed.fullmatch(value)),
-            )
-            if text is None:
-                continue
-            try:
-                patterns.append(parse_pattern(text))
-            except MalformedName:
-                continue
-        return patterns
 
     # The rest of the subject
 

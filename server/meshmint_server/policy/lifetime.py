@@ -53,20 +53,26 @@ def decide_validity(
     Returns:
         Start and end, UTC, whole seconds; of no meaning if something is wrong.
     """
+    before = findings.count
     longest = min(role.max_ttl or max_ttl, max_ttl)
     not_before = _decide_start(role, asked, findings, now)
-    latest = min(_whole(now + longest), not_before + longest + role.not_before_duration)
+    latest = _whole(now + longest)
+    if role.not_before is None:
+        # A start in the past must not buy a longer life; one that the role fixes is meant.
+        latest = min(latest, not_before + longest + role.not_before_duration)
     if role.not_after_ceiling is not None:
         latest = min(latest, role.not_after_ceiling)
     limits = _Limits(now, latest, longest, default_ttl)
     not_after = _decide_end(role, asked, findings, limits)
-    if findings.is_clean:
+    if findings.count == before:
         if not_after <= now:
             findings.outside(
                 "validity", f"the certificate would have ended {format_time(not_after)}"
             )
         elif not_after <= not_before:
-            findings.malformed("validity.not_before", "the start must lie before the end")
+            findings.outside(
+                "validity", f"the certificate would end before it starts {format_time(not_before)}"
+            )
     return not_before, not_after
 
 
@@ -160,8 +166,8 @@ def _asked_ttl(role: Role, ttl: timedelta, findings: Findings, limits: _Limits) 
         findings.outside(field, f"the longest lifetime is {format_duration(longest)}")
     else:
         findings.warn(
-            f"ttl is longer than the maximum of {format_duration(longest)}; "
-            f"the certificate ends {format_time(latest)}"
+            f"ttl is longer than the role allows; the longest lifetime is "
+            f"{format_duration(longest)}, and the certificate ends {format_time(latest)}"
         )
     return latest
 

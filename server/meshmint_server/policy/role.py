@@ -39,6 +39,7 @@ from meshmint_server.policy.role_fields import (
     PolicyIdentifier,
     PolicyIdentifiers,
     RoleName,
+    SignatureBits,
     Time,
 )
 from meshmint_server.policy.templates import Template
@@ -100,7 +101,7 @@ class Role(BaseModel):
     email_protection_flag: bool = False
     key_type: Literal["rsa", "ec", "ed25519", "any"] = "rsa"
     key_bits: Annotated[int, Field(ge=0, le=65_536)] = 0
-    signature_bits: Literal[0, 256, 384, 512] = 0
+    signature_bits: SignatureBits = 0
     use_pss: bool = False
     key_usage: KeyUsages = usages.DEFAULT_KEY_USAGES
     ext_key_usage: ExtKeyUsages = ()
@@ -128,10 +129,14 @@ class Role(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_of_require_cn(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("spiffe") in ("own", "matching"):
-            return {"require_cn": False, **values}
-        return values
+    def _fill_in_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        # An empty YAML value means the default.
+        given = {field: value for field, value in values.items() if value is not None}
+        if given.get("spiffe") in ("own", "matching"):
+            given.setdefault("require_cn", False)
+        return given
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -312,6 +317,11 @@ class Role(BaseModel):
         """Whether serverAuth and clientAuth are both set, as an X509-SVID needs."""
         tls = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
         return tls <= set(self.ext_key_usages)
+
+    @cached_property
+    def bare_subject(self) -> x509.Name:
+        """The subject of certificates for which the caller adds nothing to it."""
+        return x509.Name(self.subject_attributes)
 
     @cached_property
     def subject_attributes(self) -> tuple[x509.NameAttribute[str], ...]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cryptography import x509
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
@@ -21,13 +20,16 @@ from meshmint_server.policy import durations, usages
 __all__ = [
     "CommaList",
     "Duration",
+    "ExtKeyUsages",
     "IpNetworks",
     "KeyUsages",
     "Lifetime",
     "NotAfterBound",
+    "Oids",
     "PolicyIdentifier",
     "PolicyIdentifiers",
     "RoleName",
+    "SignatureBits",
     "Time",
 ]
 
@@ -45,12 +47,25 @@ def _role_name(name: str) -> str:
 def _split_commas(value: object) -> object:
     if value is None:
         return ()
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
     if isinstance(value, str):
         value = value.split(",")
     if isinstance(value, list | tuple):
-        stripped = [item.strip() if isinstance(item, str) else item for item in value]
+        stripped = [_text(item) for item in value]
         return tuple(dict.fromkeys(item for item in stripped if item != ""))
     raise ValueError("write a list, or text with commas")
+
+
+def _text(item: object) -> object:
+    """Returns text for what YAML reads as a number, such as a postal code."""
+    if isinstance(item, int) and not isinstance(item, bool):
+        return str(item)
+    return item.strip() if isinstance(item, str) else item
+
+
+def _number(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
 
 
 def _lifetime(value: object) -> timedelta | None:
@@ -168,13 +183,6 @@ def _write_policies(policies: tuple[PolicyIdentifier, ...]) -> list[dict[str, An
     return [policy.model_dump(exclude_defaults=True) for policy in policies]
 
 
-def as_mapping(value: object) -> Mapping[str, object] | None:
-    """Returns the value if it is a mapping with text keys, as documents are."""
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return value
-    return None
-
-
 RoleName = Annotated[str, AfterValidator(_role_name)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 KeyUsages = Annotated[CommaList, AfterValidator(_key_usages)]
@@ -184,6 +192,7 @@ IpNetworks = Annotated[CommaList, AfterValidator(_networks)]
 PolicyIdentifiers = Annotated[
     tuple[PolicyIdentifier, ...], BeforeValidator(_policies), PlainSerializer(_write_policies)
 ]
+SignatureBits = Annotated[Literal[0, 256, 384, 512], BeforeValidator(_number)]
 # A lifetime may be unset (0 or empty), a plain duration may not.
 Lifetime = Annotated[timedelta | None, BeforeValidator(_lifetime), PlainSerializer(_write_duration)]
 Duration = Annotated[
