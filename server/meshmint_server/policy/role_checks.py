@@ -87,14 +87,14 @@ def _keys(role: Role) -> Iterable[Violation]:
 
 
 def _usages(role: Role) -> Iterable[Violation]:
-    if role.key_type != "any" and role.key_usages and not role.key_usage_of[role.key_type]:
-        yield Violation(
-            "key_usage", f"an {role.key_type} key can have none of these; add DigitalSignature"
-        )
     only = role.key_usages & {"encipher_only", "decipher_only"}
     if only and "key_agreement" not in role.key_usages:
         yield Violation(
             "key_usage", f"{usages.spell_key_usages(only)} means nothing without KeyAgreement"
+        )
+    elif role.key_type != "any" and role.key_usages and not role.key_usage_of[role.key_type]:
+        yield Violation(
+            "key_usage", f"an {role.key_type} key can have none of these; add DigitalSignature"
         )
 
 
