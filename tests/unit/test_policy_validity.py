@@ -178,6 +178,7 @@ lifetimes = st.integers(1, 8_000)
     ttl=st.none() | seconds,
 )
 def test_nothing_asked_for_gets_past_max_ttl(
+    *,
     max_ttl: int,
     service_max: int,
     backdate: int,
