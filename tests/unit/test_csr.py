@@ -345,6 +345,7 @@ def test_extensions_asked_for_twice_are_refused() -> None:
         set_of(sequence(oid("2.5.4.3"), tlv(0x0C, b"\xff"))),
         set_of(sequence(oid("2.5.4.3"), tlv(0x03, b"\x00a"))),
         set_of(sequence(oid("2.5.4.3"), tlv(0x1E, b"\x00"))),
+        set_of(sequence(oid("2.5.4.3"), tlv(0x0D, b"a"))),  # a type that is no string
     ],
 )
 def test_unclear_subjects_are_refused(rdns: bytes) -> None:

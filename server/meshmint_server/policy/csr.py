@@ -49,6 +49,7 @@ _UTF8_STRING = 0x0C
 _MALFORMED = (
     ValueError,  # also UnicodeError and asn1 errors
     TypeError,
+    LookupError,  # KeyError at a string type that X.500 does not know
     OverflowError,
     UnsupportedAlgorithm,
     InvalidSignature,
