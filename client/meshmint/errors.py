@@ -101,11 +101,14 @@ class MeshmintError(Exception):
         self.violations = tuple(violations)
         self.retry_after = retry_after
 
+    @property
+    def untold(self) -> tuple[Violation, ...]:
+        """The violations that the message does not spell out already."""
+        return tuple(v for v in self.violations if v.description not in self.message)
+
     def __str__(self) -> str:
-        if not self.violations:
-            return self.message
-        listed = "; ".join(f"{v.field}: {v.description}" for v in self.violations)
-        return f"{self.message} ({listed})"
+        listed = "; ".join(f"{v.field}: {v.description}" for v in self.untold)
+        return f"{self.message} ({listed})" if listed else self.message
 
 
 class Unauthenticated(MeshmintError):

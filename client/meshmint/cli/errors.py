@@ -63,7 +63,7 @@ def explain(error: MeshmintError, stream: TextIO) -> int:
     is_ours = isinstance(error, ConfigurationError | TokenUnavailable | AnswerRefused)
     reason = f" [{error.reason}]" if error.reason and not is_ours else ""
     print(f"error: {error.message.strip() or error.code}{reason}", file=stream)
-    for violation in error.violations:
+    for violation in error.untold:
         print(f"  - {violation.field}: {violation.description}", file=stream)
     hint = next((text for kind, text in _HINTS if isinstance(error, kind)), "")
     if error.retry_after:
