@@ -45,7 +45,7 @@ async def outage(authenticators: Authenticators, token: str) -> VerifierUnavaila
         Answer(201, {"kind": "Status"}),
         Answer(201, {"status": None}),
         Answer(201, b'{"status": {"authenticated": false, "authenticated": true}}'),
-        Answer(delay=3),
+        Answer(delay=20),
     ],
     ids=[
         "500",
@@ -68,7 +68,8 @@ async def test_a_failing_reviewer_is_unavailable_not_unauthenticated(
     cluster.server.faults[REVIEW] = fault
     keys = {"jwks_file": cluster.issuer.jwks_file} if mode == "both" else {}
     token = cluster.issuer.kubernetes_token()
-    async with cluster.authenticators(mode=mode, **keys) as authenticators:
+    timeout = 1 if fault.delay else 10
+    async with cluster.authenticators(mode=mode, timeout=timeout, **keys) as authenticators:
         await outage(authenticators, token)
         assert cluster.server.count("/elsewhere") == 0
 
@@ -176,7 +177,7 @@ async def test_reviews_under_way_are_bounded(cluster: Cluster) -> None:
         return honest
 
     cluster.server.faults[REVIEW] = slow
-    async with cluster.authenticators(max_reviews=2, timeout=5) as authenticators:
+    async with cluster.authenticators(max_reviews=2, timeout=30) as authenticators:
         tokens = [cluster.issuer.kubernetes_token("shop", f"sa-{n}") for n in range(50)]
         results = await asyncio.gather(
             *(authenticators.authenticate(token) for token in tokens), return_exceptions=True
@@ -189,7 +190,7 @@ async def test_reviews_under_way_are_bounded(cluster: Cluster) -> None:
 
 
 async def test_a_token_does_not_wait_for_its_turn_for_ever(cluster: Cluster) -> None:
-    cluster.server.faults[REVIEW] = lambda honest: replace(honest, delay=0.8)
+    cluster.server.faults[REVIEW] = lambda honest: replace(honest, delay=20)
     async with cluster.authenticators(max_reviews=1, timeout=0.5) as authenticators:
         tokens = [cluster.issuer.kubernetes_token("shop", f"sa-{n}") for n in range(3)]
         started = time.monotonic()
@@ -198,5 +199,5 @@ async def test_a_token_does_not_wait_for_its_turn_for_ever(cluster: Cluster) -> 
         )
 
     assert all(isinstance(result, VerifierUnavailable) for result in results)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
     assert cluster.server.count(REVIEW) < 3

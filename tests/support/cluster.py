@@ -41,7 +41,6 @@ class Cluster:
                 "api_server": self.server.url,
                 "ca_file": self.ca_file,
                 "reviewer_token_file": self.token_file,
-                "timeout": 0.5,
                 **changes,
             }
         )

@@ -81,10 +81,10 @@ async def test_a_remembered_token_still_expires(
     issuer: TokenIssuer, checks: list[tuple[str, str]], hands: Hands
 ) -> None:
     authenticators = build(issuer, checks, hands)
-    token = issuer.jwt(ttl=60)
+    token = issuer.jwt(ttl=600)
     await authenticators.authenticate(token)
 
-    hands.skipped = 75
+    hands.skipped = 615
     with pytest.raises(Unauthenticated) as caught:
         await authenticators.authenticate(token)
 
@@ -95,9 +95,9 @@ async def test_a_remembered_token_still_expires(
 async def test_the_authenticators_limit_ends_remembering(
     issuer: TokenIssuer, checks: list[tuple[str, str]], hands: Hands
 ) -> None:
-    authenticators = build(issuer, checks, hands, cache_for=5)
+    authenticators = build(issuer, checks, hands, cache_for=60)
     token = issuer.jwt()
-    for skipped in (0, 4, 6):
+    for skipped in (0, 50, 70):
         hands.skipped = skipped
         await authenticators.authenticate(token)
 
