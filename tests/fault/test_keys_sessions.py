@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import logging
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -94,6 +95,39 @@ async def test_the_request_in_flight_is_signed_after(
     await on_module_thread(ring, damage)
     await assert_signs(key)
     await assert_signs(key)
+
+
+@pytest.mark.parametrize("damage", [close_work_session, log_out, finalize])
+async def test_a_key_is_made_after(
+    ring: KeyRing, key: SigningKey, damage: Callable[[Pkcs11Module, Pkcs11Token], object]
+) -> None:
+    await on_module_thread(ring, damage)
+    await assert_signs(await ring.generate("another", "ec-p256"))
+    await assert_signs(key)
+
+
+async def test_a_hanging_token_is_refused_in_time_and_reported(token: Token) -> None:
+    ring = KeyRing(token.uri, sign_timeout=0.2)
+    key = await ring.generate("issuer", "ec-p256")
+    entered, go_on = threading.Event(), threading.Event()
+    module = ring._module
+    assert module is not None
+    hang = asyncio.create_task(
+        module.signer.run(lambda: entered.set() or go_on.wait(20), timeout=0.1)
+    )
+    await asyncio.to_thread(entered.wait, 5)
+    try:
+        with pytest.raises(KeyUnavailable):
+            await assert_signs(key)
+        with pytest.raises(KeyUnavailable):
+            await hang
+        assert ring.is_stuck(0.1)
+        assert ring.health(0.1).is_stuck
+    finally:
+        go_on.set()
+    await assert_signs(key)
+    assert not ring.is_stuck(0.1)
+    await ring.close()
 
 
 async def test_many_deaths_do_not_use_up_the_tokens_sessions(

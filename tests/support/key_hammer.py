@@ -39,7 +39,8 @@ async def hammer(keys: list[SigningKey], callers: int, seconds: float) -> int:
 
 
 async def run(uri: str, threads: int, seconds: float) -> int:
-    """Hammer from this loop and from the loops of four other threads, while keys come and go."""
+    """Hammer from this loop and from the loops of four other threads, while keys come and go
+    and sessions die."""
     ring = KeyRing(uri, threads=threads, queue_size=10_000, sign_timeout=60)
     keys = [
         await ring.generate("ec", "ec-p256"),
@@ -61,7 +62,24 @@ async def run(uri: str, threads: int, seconds: float) -> int:
             await made.attributes()
             await asyncio.sleep(0.05)
 
-    own, _ = await asyncio.gather(hammer(keys, 300, seconds), come_and_go())
+    async def damage() -> None:
+        """Kill this ring's sessions under its feet, one by one and all at once."""
+        module, token = ring._module, ring._token
+        assert module is not None
+        assert token is not None
+
+        def close_session() -> None:
+            opened = getattr(token._local, "opened", None)
+            if opened is not None and opened.generation == module.generation:
+                opened.session.close()
+
+        while any(other.is_alive() for other in others):
+            await asyncio.sleep(0.1)
+            await module.signer.run(close_session, timeout=60)
+            await asyncio.sleep(0.1)
+            await module.signer.run(module.restart, timeout=60)
+
+    own, _, _ = await asyncio.gather(hammer(keys, 300, seconds), come_and_go(), damage())
     for other in others:
         other.join()
     assert len(totals) == len(others), "a thread failed"

@@ -13,8 +13,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from time import monotonic
 from typing import Any, Final, TypeVar
 
 import pkcs11
@@ -25,6 +25,7 @@ from meshmint_server.keys.algorithm import (
     SignatureAlgorithm,
     public_key_info,
 )
+from meshmint_server.keys.backoff import Backoff
 from meshmint_server.keys.key import KeyAttributes, KeyFault
 from meshmint_server.keys.pkcs11_generation import Generated, generate_key
 from meshmint_server.keys.pkcs11_module import PinRefused, Pkcs11Module
@@ -44,8 +45,6 @@ __all__ = ["Pkcs11Key", "Pkcs11Token"]
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-_BACKOFF_FIRST: Final = 0.5
-_BACKOFF_MOST: Final = 30.0
 # The session is fine: this request is not. A new session would not help.
 _REQUEST_FAULTS: Final = (
     pkcs11.ArgumentsBad,
@@ -57,35 +56,25 @@ _REQUEST_FAULTS: Final = (
     pkcs11.MechanismInvalid,
     pkcs11.MechanismParamInvalid,
 )
-_KEY_REASONS: Final = frozenset(
-    {"KEY_NOT_FOUND", "KEY_AMBIGUOUS", "KEY_UNFIT", "KEY_MISMATCH", "KEY_ELSEWHERE"}
+# Nothing can have been made in a session that was not there.
+_NOTHING_MADE: Final = (
+    pkcs11.SessionClosed,
+    pkcs11.SessionHandleInvalid,
+    pkcs11.UserNotLoggedIn,
 )
-
-
-class Backoff:
-    """When something that failed may be tried again: 0.5 s, doubling up to 30 s."""
-
-    def __init__(self) -> None:
-        self._delay = 0.0
-        self._until = 0.0
-        self._last = KeyFault("")
-
-    def check(self) -> None:
-        """Raise the last fault again, without an attempt, while it is too early."""
-        left = self._until - monotonic()
-        if left > 0:
-            raise KeyFault(self._last.detail, reason=self._last.reason, retry_after=left)
-
-    def fail(self, fault: KeyFault) -> None:
-        """Note a failure, and wait longer than last time."""
-        self._delay = min(_BACKOFF_MOST, self._delay * 2 or _BACKOFF_FIRST)
-        self._until = monotonic() + self._delay
-        self._last = KeyFault(fault.detail, reason=fault.reason)
-        fault.retry_after = self._delay
-
-    def reset(self) -> None:
-        """Note a success."""
-        self._delay = self._until = 0.0
+# Faults of a key or a request: they say nothing against the token.
+_KEY_REASONS: Final = frozenset(
+    {
+        "KEY_AMBIGUOUS",
+        "KEY_ELSEWHERE",
+        "KEY_MISMATCH",
+        "KEY_NOT_FOUND",
+        "KEY_NOT_MADE",
+        "KEY_REQUEST_REFUSED",
+        "KEY_UNFIT",
+        "KEY_UNSUPPORTED",
+    }
+)
 
 
 class _Open:
@@ -140,7 +129,7 @@ class Pkcs11Token:
     def generate(self, label: str, kind: KeyAlgorithmName) -> Generated:
         """Make a key that can only sign and never leaves the token.
 
-        Not retried in the middle, so that no failure leaves two keys behind.
+        Tried again only where surely nothing was made, so that no failure leaves two keys.
 
         Raises:
             KeyFault: The token did not make one.
@@ -151,12 +140,17 @@ class Pkcs11Token:
             session = self._token().open(rw=True)
             try:
                 return generate_key(session, label, kind)
+            except _NOTHING_MADE:
+                raise
+            except pkcs11.PKCS11Error as error:
+                raise KeyFault(
+                    f"The token did not make the key: {describe(error)}.", reason="KEY_NOT_MADE"
+                ) from None
             finally:
-                session.close()
+                with suppress(pkcs11.PKCS11Error):
+                    session.close()
 
-        # Proves the session, or gets a new one, before anything is made.
-        self._run(None, self._key_session)
-        return _in_words(make)
+        return self._run(None, make)
 
     def attributes(self, uri: Pkcs11Uri) -> KeyAttributes:
         """How the token holds a key.
@@ -196,9 +190,10 @@ class Pkcs11Token:
         try:
             result = _in_words(lambda: self._attempt_twice(attempt))
         except KeyFault as fault:
-            if fault.reason in _KEY_REASONS and key_backoff is not None:
-                key_backoff.fail(fault)
-            elif fault.reason != "KEY_REQUEST_REFUSED":
+            if fault.reason in _KEY_REASONS:
+                if key_backoff is not None and fault.reason != "KEY_REQUEST_REFUSED":
+                    key_backoff.fail(fault)
+            else:
                 self._backoff.fail(fault)
                 _log.error("the token does not sign: %s", fault.detail)
             raise

@@ -24,6 +24,7 @@ from meshmint_server.keys.pkcs11_objects import (
     decode_public_key,
     key_uri,
     read_attribute,
+    search,
 )
 from meshmint_server.keys.uri import Pkcs11Uri
 
@@ -131,7 +132,7 @@ def new_key_id(session: pkcs11.Session, manufacturer: str) -> bytes:
         else:
             key_id = secrets.token_bytes(16)
         wanted = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: key_id}
-        if not list(session.get_objects(wanted)):
+        if not search(session, wanted):
             return key_id
 
 

@@ -7,6 +7,7 @@ a broken session is decided by the caller.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Final
 
 import pkcs11
@@ -34,6 +35,7 @@ __all__ = [
     "read_attribute",
     "read_attributes",
     "read_public_key",
+    "search",
     "sign_with",
 ]
 
@@ -83,6 +85,17 @@ def describe(error: pkcs11.PKCS11Error) -> str:
     return str(error) if type(error) is pkcs11.PKCS11Error else name
 
 
+def search(session: pkcs11.Session, wanted: dict[Attribute, Any]) -> list[Any]:
+    """All objects with these attributes."""
+    # python-pkcs11 leaves a search that could not begin to the garbage collector, which then
+    # complains on standard error: let a dead session show itself before that.
+    with suppress(pkcs11.RandomNoRNG, pkcs11.FunctionNotSupported):
+        session.generate_random(64)
+    # Read to the end: an unfinished search would be ended by the garbage collector too, on
+    # whatever thread that runs.
+    return list(session.get_objects(wanted))
+
+
 def find_private_key(session: pkcs11.Session, uri: Pkcs11Uri) -> Any:
     """The one private key that a key URI names.
 
@@ -94,9 +107,7 @@ def find_private_key(session: pkcs11.Session, uri: Pkcs11Uri) -> Any:
         wanted[Attribute.ID] = uri.id
     if uri.object is not None:
         wanted[Attribute.LABEL] = uri.object
-    # Read to the end: an unfinished search would be ended by the garbage collector,
-    # on whatever thread that runs.
-    found = list(session.get_objects(wanted))
+    found = search(session, wanted)
     if not found:
         raise KeyFault(
             f"The token has no private key {uri}. Check the token, the key's id and label, "
@@ -127,7 +138,7 @@ def read_public_key(session: pkcs11.Session, private_key: Any) -> PublicKey | No
         wanted[Attribute.LABEL] = label
     else:
         return decode_public_key(private_key)
-    found = list(session.get_objects(wanted))
+    found = search(session, wanted)
     decoded = {public_key_info(key): key for item in found if (key := decode_public_key(item))}
     if len(decoded) == 1:
         return next(iter(decoded.values()))
