@@ -160,4 +160,7 @@ def _finite(text: str) -> float:
 
 def _decode(part: str) -> bytes:
     # The alphabet is checked already; this adds the padding that JWS leaves out.
-    return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
+    data = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
+    if base64.urlsafe_b64encode(data).rstrip(b"=") != part.encode("ascii"):
+        raise ValueError("base64url with stray bits at its end")
+    return data
