@@ -7,6 +7,8 @@ spoken to over its ports, as an operator and a caller would.
 from __future__ import annotations
 
 import contextlib
+import copy
+import ipaddress
 import itertools
 import json
 import os
@@ -138,6 +140,8 @@ class Service:
         self.config_path = directory / "config.yaml"
         self.log_path = directory / "server.log"
         self.ca_file = directory / "root.pem"
+        self.tls_certificate_file = directory / "tls.pem"
+        self.tls_key_file = directory / "tls.key"
         self.config: dict[str, Any] = {
             "trust_domain": TRUST_DOMAIN,
             "listen": self.address,
@@ -206,10 +210,10 @@ class Service:
             "--algorithm", algorithm, "--out", csr_file,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
-        root_key, root = make_root()
+        self.root_key, self.root = make_root()
         csr = x509.load_pem_x509_csr(csr_file.read_bytes())
-        intermediate = sign_intermediate(csr, root_key, root, lifetime)
-        self.ca_file.write_bytes(root.public_bytes(serialization.Encoding.PEM))
+        intermediate = sign_intermediate(csr, self.root_key, self.root, lifetime)
+        self.ca_file.write_bytes(self.root.public_bytes(serialization.Encoding.PEM))
         signed = self.directory / "issuer.pem"
         signed.write_bytes(intermediate.public_bytes(serialization.Encoding.PEM))
         done = self.meshmintd(
@@ -241,6 +245,56 @@ class Service:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
+
+    @contextlib.contextmanager
+    def replica(self) -> Iterator[Service]:
+        """One more server with the same token and the same store, on ports of its own."""
+        other = copy.copy(self)
+        other.address, other.http_address = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        other.http_url = f"http://{other.http_address}"
+        other.log_path = self.directory / "replica.log"
+        other.config_path = self.directory / "replica.yaml"
+        other.config = {**self.config, "listen": other.address}
+        other.config["http"] = {"listen": other.http_address}
+        other._write_config()
+        del other.process
+        other.start()
+        try:
+            yield other
+        finally:
+            other.stop()
+
+    def renew_tls_files(self) -> None:
+        """Writes a certificate and key for the listener, as somebody else's renewal would."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        now = datetime.now(UTC)
+        leaf = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([]))
+            .issuer_name(self.root.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(minutes=1))
+            .not_valid_after(now + timedelta(hours=1))
+            .add_extension(
+                x509.SubjectAlternativeName(
+                    [
+                        x509.DNSName("localhost"),
+                        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+                    ]
+                ),
+                critical=True,
+            )
+            .sign(self.root_key, hashes.SHA384())
+        )
+        self.tls_key_file.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        self.tls_certificate_file.write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
 
     def run_second(self) -> subprocess.CompletedProcess[str]:
         """Tries to run the same server once more."""
@@ -456,6 +510,25 @@ class ServiceFactory:
             yield started
         finally:
             started.stop()
+
+
+    @contextlib.contextmanager
+    def start_with_tls_files(self) -> Iterator[Service]:
+        """A running server whose TLS certificate comes from files."""
+        made = Service(self._directory / uuid.uuid4().hex[:8], workers=1)
+        made.renew_tls_files()
+        made.change_config(
+            tls={
+                "mode": "files",
+                "certificate": str(made.tls_certificate_file),
+                "key": str(made.tls_key_file),
+            }
+        )
+        made.start()
+        try:
+            yield made
+        finally:
+            made.stop()
 
 
 @pytest.fixture(scope="session")

@@ -150,6 +150,8 @@ def test_rest_of_the_role_reaches_the_decision() -> None:
         ({"key_type": "ed25519"}, "ed25519", True),
         ({"key_type": "ed25519"}, "ec-256", False),
         ({"key_type": "any"}, "ec-256", True),
+        ({"key_type": "any"}, "rsa-1024", False),
+        ({"key_type": "rsa"}, "rsa-1024", False),
         ({"key_type": "any"}, "rsa-2048", True),
         ({"key_type": "any"}, "ed25519", True),
     ],

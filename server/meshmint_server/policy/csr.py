@@ -27,7 +27,6 @@ __all__ = ["parse_csr", "parse_csr_der"]
 
 MAX_BYTES = 64 * 1024
 MAX_PEM_CHARACTERS = 2 * MAX_BYTES
-MIN_RSA_BITS = 2048
 MAX_RSA_BITS = 8192
 MIN_RSA_EXPONENT = 65_537
 MAX_RSA_EXPONENT_BITS = 256  # FIPS 186-5 appendix A.1.1
@@ -177,8 +176,6 @@ def _read_key(csr: x509.CertificateSigningRequest) -> PublicKey:
 
 
 def _check_rsa(key: rsa.RSAPublicKey) -> None:
-    if key.key_size < MIN_RSA_BITS:
-        raise _malformed(f"an RSA key has at least {MIN_RSA_BITS} bits, and this {key.key_size}")
     if key.key_size > MAX_RSA_BITS:
         raise _malformed(f"an RSA key has at most {MAX_RSA_BITS} bits, and this {key.key_size}")
     numbers = key.public_numbers()

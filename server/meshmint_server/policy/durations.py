@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 
-__all__ = ["format_duration", "format_time", "parse_duration", "parse_time"]
+__all__ = ["LONGEST", "format_duration", "format_time", "parse_duration", "parse_time"]
 
 LONGEST = timedelta(days=36_525)
 

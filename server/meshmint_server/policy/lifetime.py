@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from meshmint_server.policy.durations import format_duration, format_time
+from meshmint_server.policy.durations import LONGEST, format_duration, format_time
 from meshmint_server.policy.findings import Findings
 from meshmint_server.policy.request import Validity
 from meshmint_server.policy.role import Role
@@ -155,11 +155,10 @@ def _asked_ttl(role: Role, ttl: timedelta, findings: Findings, limits: _Limits) 
     if ttl < _SECOND:
         findings.malformed(field, "a ttl is one second or more")
         return latest
-    try:
-        end = _whole(limits.now + ttl)
-    except OverflowError:
-        findings.malformed(field, f"the ttl reaches past the year {_LAST_YEAR}")
+    if ttl > LONGEST:
+        findings.malformed(field, f"a ttl is at most {LONGEST.days // 365} years")
         return latest
+    end = _whole(limits.now + ttl)
     if end <= latest:
         return end
     if role.ttl_over_max == "refuse":
