@@ -1,5 +1,14 @@
-"""Issuers: which may sign, with which chain, below which roots."""
+"""Issuers: how they come to be, which may sign, with which chain, below which roots."""
 
+from meshmint_server.authority.ceremony import create_csr, import_chain
+from meshmint_server.authority.description import IssuerDescription, describe
 from meshmint_server.authority.issuers import Issuer, IssuerBook
 
-__all__ = ["Issuer", "IssuerBook"]
+__all__ = [
+    "Issuer",
+    "IssuerBook",
+    "IssuerDescription",
+    "create_csr",
+    "describe",
+    "import_chain",
+]

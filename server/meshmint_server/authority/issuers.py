@@ -1,28 +1,51 @@
-"""The issuers as every worker sees them: a snapshot that follows the store."""
+"""The issuers as every worker sees them: a snapshot that follows the store.
+
+A snapshot is replaced whole and never changed, so a request that took an issuer
+keeps it. An issuer whose key does not answer is still published; only what has
+to be signed with it fails, and as unavailable.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 
 import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from meshmint_server.errors import IssuerNotReady, KeyUnavailable
-from meshmint_server.keys import KeyRing, SigningKey
+from meshmint_server.errors import InvalidRequest, IssuerNotReady, KeyUnavailable, MeshmintError
+from meshmint_server.keys import (
+    KeyAttributes,
+    KeyRing,
+    PublicKey,
+    SignatureAlgorithm,
+    SigningKey,
+    load_public_key,
+)
 from meshmint_server.spiffe import TrustDomain
 from meshmint_server.store import IssuerRow, IssuerState, Store
 
 __all__ = ["Issuer", "IssuerBook"]
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Issuer:
-    """A CA certificate with its chain, roots and signing key."""
+    """A CA certificate with its chain, roots and signing key.
+
+    Attributes:
+        certificate_pem: The certificate, ready to send.
+        chain_pem: Above it, nearest first, root left out.
+        roots_pem: The roots it chains to.
+        authority_key_identifier: What a leaf says of this issuer.
+        subject_key_identifier: The same identifier, by itself.
+        not_after: When the first certificate of the chain, root included, expires.
+    """
 
     name: str
     state: IssuerState
@@ -32,6 +55,7 @@ class Issuer:
     roots_pem: tuple[str, ...]
     key: SigningKey
     authority_key_identifier: x509.AuthorityKeyIdentifier
+    subject_key_identifier: bytes
     not_after: datetime
 
 
@@ -43,68 +67,147 @@ class IssuerBook:
         self._keyring = keyring
         self._trust_domain = trust_domain
         self._revision = -1
-        self._issuers: dict[str, Issuer] = {}
+        self._issuers: Mapping[str, Issuer] = MappingProxyType({})
+        self._active: Issuer | None = None
+        self._keys: dict[tuple[str, bytes], SigningKey] = {}
+        self._complaints: frozenset[tuple[str, str]] = frozenset()
         self._refreshing = asyncio.Lock()
 
     async def refresh(self) -> None:
-        """Reads the issuers again if they have changed."""
-        if await self._store.issuers_revision() == self._revision:
-            return
+        """Reads the issuers again if they have changed, or if a key did not answer.
+
+        Raises:
+            StoreUnavailable: The database does not answer; what was known stays.
+        """
         async with self._refreshing:
+            if await self._store.issuers_revision() == self._revision:
+                return
             revision, rows = await self._store.load_issuers()
-            issuers = {}
+            issuers: dict[str, Issuer] = {}
+            complaints: set[tuple[str, str]] = set()
+            keys: dict[tuple[str, bytes], SigningKey] = {}
             for row in rows:
                 if row.certificate is None:
                     continue
+                key, complaint = await self._open(row)
+                keys[row.key_uri, row.public_key] = key
+                if complaint is not None:
+                    complaints.add((row.name, complaint))
+                    if row.state is not IssuerState.RETIRED:
+                        revision = -1  # look again
                 try:
-                    issuers[row.name] = await self._open(row, row.certificate)
-                except KeyUnavailable as error:
-                    log.warning(
-                        "an issuer's key is not there", issuer=row.name, reason=error.reason
-                    )
-                    revision = -1
-            self._issuers = issuers
+                    issuers[row.name] = _issuer(row, row.certificate, key)
+                except (ValueError, x509.ExtensionNotFound):
+                    # Nothing that was imported here; others must not suffer for it.
+                    complaints.add((row.name, "ISSUER_UNREADABLE"))
+            for name, reason in complaints - self._complaints:
+                _log.warning("authority.issuer_impaired", issuer=name, reason=reason)
+            self._complaints = frozenset(complaints)
+            self._keys = {
+                place: key for place, key in keys.items() if not isinstance(key, _AbsentKey)
+            }
+            self._issuers = MappingProxyType(issuers)
+            self._active = next(
+                (one for one in issuers.values() if one.state is IssuerState.ACTIVE), None
+            )
             self._revision = revision
 
-    async def _open(self, row: IssuerRow, der: bytes) -> Issuer:
-        certificate = x509.load_der_x509_certificate(der)
-        chain = [x509.load_der_x509_certificate(one) for one in row.chain]
-        roots = [x509.load_der_x509_certificate(one) for one in row.roots]
-        identifier = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-        return Issuer(
-            name=row.name,
-            state=row.state,
-            certificate=certificate,
-            certificate_pem=_pem(certificate),
-            chain_pem=tuple(map(_pem, chain)),
-            roots_pem=tuple(map(_pem, roots)),
-            key=await self._keyring.open(row.key_uri, row.public_key),
-            authority_key_identifier=(
-                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier.value)
-            ),
-            not_after=min(one.not_valid_after_utc for one in (certificate, *chain, *roots)),
-        )
+    async def _open(self, row: IssuerRow) -> tuple[SigningKey, str | None]:
+        known = self._keys.get((row.key_uri, row.public_key))
+        if known is not None:
+            return known, None
+        try:
+            return await self._keyring.open(row.key_uri, row.public_key), None
+        except (KeyUnavailable, InvalidRequest) as fault:
+            return _AbsentKey(row.key_uri, row.public_key), fault.reason
 
     def active(self) -> Issuer:
-        """The issuer that signs."""
-        for issuer in self._issuers.values():
-            if issuer.state is IssuerState.ACTIVE:
-                return issuer
-        raise IssuerNotReady(
-            "there is no active issuer; an operator makes one with 'meshmintd ca csr' "
-            "and 'meshmintd ca import'"
-        )
+        """The issuer that signs.
+
+        Raises:
+            IssuerNotReady: There is none.
+        """
+        if self._active is None:
+            raise IssuerNotReady(
+                "There is no active issuer. An operator makes one with 'meshmintd ca csr' and "
+                "'meshmintd ca import'."
+            )
+        return self._active
 
     def get(self, name: str) -> Issuer:
-        """The issuer of that name."""
+        """A published issuer, whatever its state.
+
+        Raises:
+            IssuerNotReady: There is none of that name with a certificate.
+        """
         try:
             return self._issuers[name]
         except KeyError:
-            raise IssuerNotReady(f"there is no issuer {name!r} that can sign") from None
+            raise IssuerNotReady(f"There is no issuer '{name}' with a certificate.") from None
+
+    def signing(self, name: str | None) -> Issuer:
+        """The issuer to sign with: the active one, or the one that a role names.
+
+        Raises:
+            IssuerNotReady: There is none, or it does not sign, or not any more.
+        """
+        if name is None:
+            return self.active()
+        issuer = self.get(name)
+        if issuer.state is not IssuerState.ACTIVE:
+            raise IssuerNotReady(f"The issuer '{name}' is {issuer.state.value} and does not sign.")
+        return issuer
 
     def published(self) -> tuple[Issuer, ...]:
-        """All issuers with a certificate."""
+        """All issuers with a certificate, by name."""
         return tuple(self._issuers.values())
+
+
+class _AbsentKey:
+    """Stands for a key that could not be opened: refuses to sign, until the next look."""
+
+    def __init__(self, uri: str, public_key: bytes) -> None:
+        self._uri = uri
+        self._public_key = public_key
+
+    @property
+    def uri(self) -> str:
+        return self._uri
+
+    @property
+    def public_key(self) -> PublicKey:
+        return load_public_key(self._public_key)
+
+    async def sign(self, data: bytes, algorithm: SignatureAlgorithm) -> bytes:
+        raise _no_answer()
+
+    async def attributes(self) -> KeyAttributes:
+        raise _no_answer()
+
+
+def _no_answer() -> MeshmintError:
+    return KeyUnavailable("The signing key does not answer at present. Retry.")
+
+
+def _issuer(row: IssuerRow, der: bytes, key: SigningKey) -> Issuer:
+    certificate = x509.load_der_x509_certificate(der)
+    chain = [x509.load_der_x509_certificate(one) for one in row.chain]
+    roots = [x509.load_der_x509_certificate(one) for one in row.roots]
+    identifier = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return Issuer(
+        name=row.name,
+        state=row.state,
+        certificate=certificate,
+        certificate_pem=_pem(certificate),
+        chain_pem=tuple(map(_pem, chain)),
+        roots_pem=tuple(map(_pem, roots)),
+        key=key,
+        authority_key_identifier=(
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+        ),
+        subject_key_identifier=identifier.digest,
+        not_after=min(one.not_valid_after_utc for one in (certificate, *chain, *roots)),
+    )
 
 
 def _pem(certificate: x509.Certificate) -> str:

@@ -150,11 +150,7 @@ class Mint:
         """Issues under a role that was chosen already."""
         now = self._clock()
         decision = decide(role, caller, request, now=now, bounds=self._bounds)
-        issuer = (
-            self._issuers.active()
-            if decision.issuer_ref is None
-            else self._issuers.get(decision.issuer_ref)
-        )
+        issuer = self._issuers.signing(decision.issuer_ref)
         subject_key: SubjectKey | None = None
         # Past this block the certificate is recorded, come what may: a deadline
         # that cut the recording short would leave it open whether it was minted.

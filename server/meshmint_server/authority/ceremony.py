@@ -1,0 +1,313 @@
+"""How an issuer comes to be: a key and a CSR, then the certificate that came back.
+
+The key is made in its token and stays there; what travels is the CSR and the
+certificates. An issuer that verifiers would refuse is refused here, with every
+reason, before anything is signed with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Iterable
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from meshmint_server.authority.fitness import faults_of_path
+from meshmint_server.authority.material import read_certificates
+from meshmint_server.authority.path import BrokenPath, find_path, is_self_signed, shown
+from meshmint_server.errors import InvalidRequest, KeyUnavailable, PreconditionFailed, Violation
+from meshmint_server.keys import (
+    KeyAlgorithmName,
+    KeyRing,
+    SigningKey,
+    capture,
+    default_algorithm,
+    key_algorithm_of,
+    public_key_info,
+)
+from meshmint_server.spiffe import TrustDomain
+from meshmint_server.store import IssuerRow, IssuerState, Store
+
+__all__ = ["create_csr", "import_chain"]
+
+# Short enough for a key label with a suffix; safe in a file name and in a URI.
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,46}[a-z0-9])?")
+_LONGEST_ATTRIBUTE = 64  # RFC 5280 appendix A.1, ub-organization-name and ub-common-name
+
+
+async def create_csr(
+    store: Store,
+    keyring: KeyRing,
+    *,
+    name: str,
+    algorithm: KeyAlgorithmName | str,
+    trust_domain: TrustDomain,
+    now: datetime,
+    common_name: str | None = None,
+    subject: x509.Name | None = None,
+) -> tuple[IssuerRow, str]:
+    """Makes an issuer that waits for its certificate: a key in the token, and its CSR.
+
+    Called again with the name of an issuer that still waits, it makes no other key
+    and returns a CSR for the same one.
+
+    Args:
+        store: Where the issuer is kept.
+        keyring: Where its key is made.
+        name: The issuer's name: lower-case letters, digits, '.', '_' and '-'.
+        algorithm: Kind of key, such as ``ec-p256``.
+        trust_domain: Becomes the CA's SPIFFE ID, which has no path.
+        now: The present.
+        common_name: CN of the subject; by default made of the name.
+        subject: The whole subject instead. A serialNumber attribute made from the key
+            is added either way, so that no two issuers have the same subject.
+
+    Returns:
+        The issuer as it is kept, and the CSR in PEM.
+
+    Raises:
+        InvalidRequest: The name, the algorithm or the subject cannot be used.
+        PreconditionFailed: The name belongs to an issuer that has its certificate.
+        KeyUnavailable: The key could not be made or opened.
+        StoreUnavailable: The database does not answer.
+    """
+    if not _NAME.fullmatch(name):
+        raise _bad_field(
+            "name", "An issuer's name has 1 to 48 lower-case letters, digits, '.', '_' and '-'."
+        )
+    try:
+        kind = KeyAlgorithmName(algorithm)
+    except ValueError:
+        known = ", ".join(KeyAlgorithmName)
+        raise _bad_field("algorithm", f"The kind of key is one of {known}.") from None
+    if subject is None:
+        subject = _default_subject(common_name or f"Meshmint {name}", trust_domain)
+    row = await store.get_issuer(name)
+    if row is None:
+        # Another label for each try: a key that a broken try left behind is in nobody's way.
+        key = await keyring.generate(f"{name}-{secrets.token_hex(3)}", kind)
+        made = IssuerRow(
+            name=name,
+            state=IssuerState.PENDING,
+            key_uri=key.uri,
+            public_key=public_key_info(key.public_key),
+            certificate=None,
+            chain=(),
+            roots=(),
+            created_at=now,
+        )
+        if await store.add_issuer(made):
+            return made, await _sign_csr(key, subject, trust_domain)
+        row = await store.get_issuer(name)  # somebody was faster
+    if row is None or row.state is not IssuerState.PENDING:
+        raise PreconditionFailed(
+            f"There is an issuer '{name}' with a certificate already. Choose another name: "
+            "a new key is a new issuer.",
+            reason="ISSUER_EXISTS",
+        )
+    key = await keyring.open(row.key_uri, row.public_key)
+    present = key_algorithm_of(key.public_key)
+    if present is not kind:
+        raise _bad_field(
+            "algorithm",
+            f"The issuer '{name}' waits for its certificate with a key of the kind {present}.",
+        )
+    return row, await _sign_csr(key, subject, trust_domain)
+
+
+async def import_chain(
+    store: Store,
+    keyring: KeyRing,
+    material: bytes | Iterable[bytes],
+    *,
+    now: datetime,
+    trust_domain: TrustDomain,
+    name: str | None = None,
+    activate: bool = True,
+    allow_self_signed: bool = False,
+) -> IssuerRow:
+    """Takes an issuer's signed certificate with its chain and root, in any order.
+
+    Args:
+        store: Where the issuer waits.
+        keyring: Opens the issuer's key, which must sign.
+        material: One file's bytes or several: PEM, DER or PKCS#7.
+        now: The present.
+        trust_domain: Whose SPIFFE IDs will be issued.
+        name: The issuer; by default the one whose key is found in a certificate.
+        activate: Makes it the active issuer, and retires the one before, in one
+            transaction. Otherwise it is published as the next one and does not sign.
+        allow_self_signed: Takes an issuer that is its own root: for development only.
+
+    Raises:
+        InvalidRequest: It does not fit; the violations hold every reason.
+        PreconditionFailed: An active issuer cannot become the next one.
+        KeyUnavailable: The issuer's key does not answer, or does not sign.
+        StoreUnavailable: The database does not answer.
+    """
+    given = read_certificates([material] if isinstance(material, bytes) else material)
+    _, rows = await store.load_issuers()
+    row, certificate = _ours(given, rows, name)
+    if row.state is IssuerState.ACTIVE and not activate:
+        raise PreconditionFailed(
+            f"The issuer '{row.name}' is active; it cannot become the next one.",
+            reason="ISSUER_ACTIVE",
+        )
+    try:
+        path = find_path(certificate, given)
+    except BrokenPath as broken:
+        raise _refusal(row.name, [str(broken)]) from None
+    faults = faults_of_path(path, trust_domain, now)
+    if is_self_signed(certificate) and not allow_self_signed:
+        faults.insert(
+            0,
+            f"{shown(certificate)} is self-signed. An issuer is signed by an offline root: have "
+            "the CSR of 'meshmintd ca csr' signed there.",
+        )
+    faults += _faults_of_subject(row, certificate, rows)
+    if faults:
+        raise _refusal(row.name, faults)
+    await keyring.open(row.key_uri, row.public_key)
+    imported = IssuerRow(
+        name=row.name,
+        state=IssuerState.ACTIVE if activate else IssuerState.NEXT,
+        key_uri=row.key_uri,
+        public_key=row.public_key,
+        certificate=_der(certificate),
+        chain=tuple(map(_der, path.chain)),
+        roots=tuple(map(_der, path.roots)),
+        created_at=row.created_at,
+    )
+    await store.put_issuer(imported)
+    return imported
+
+
+def _ours(
+    given: Iterable[x509.Certificate], rows: Iterable[IssuerRow], name: str | None
+) -> tuple[IssuerRow, x509.Certificate]:
+    by_key = {row.public_key: row for row in rows}
+    found = [
+        (by_key[key], certificate)
+        for certificate in given
+        if (key := _public_key_of(certificate)) in by_key
+    ]
+    if name is not None:
+        if name not in {row.name for row in by_key.values()}:
+            raise _refusal(name, [f"There is no issuer '{name}'. Make it with 'meshmintd ca csr'."])
+        others = sorted({row.name for row, _ in found if row.name != name})
+        found = [(row, certificate) for row, certificate in found if row.name == name]
+        if not found and others:
+            raise _refusal(
+                name, [f"The key is not that of '{name}', but that of '{', '.join(others)}'."]
+            )
+    if not found:
+        raise _refusal(
+            name,
+            [
+                "No certificate has the key of an issuer that was made here. Was it signed "
+                "from another CSR, or is only the root in the file?"
+            ],
+        )
+    if len(found) > 1:
+        subjects = ", ".join(shown(certificate) for _, certificate in found)
+        raise _refusal(
+            name, [f"Several certificates have keys of issuers here: {subjects}. Give one."]
+        )
+    return found[0]
+
+
+def _faults_of_subject(
+    row: IssuerRow, certificate: x509.Certificate, rows: Iterable[IssuerRow]
+) -> list[str]:
+    # Verifiers look issuers up by subject; two with one subject send them astray.
+    if not list(certificate.subject):
+        return ["The issuer's certificate has an empty subject (RFC 5280 section 4.1.2.6)."]
+    return [
+        f"The issuer '{other.name}' has the subject {shown(certificate)} too. "
+        "Every issuer's subject is unique: let the root keep the subject of the CSR."
+        for other in rows
+        if other.name != row.name
+        and other.certificate is not None
+        and x509.load_der_x509_certificate(other.certificate).subject == certificate.subject
+    ]
+
+
+def _public_key_of(certificate: x509.Certificate) -> bytes:
+    key = certificate.public_key()
+    return public_key_info(key)  # type: ignore[arg-type]  # any kind has this form
+
+
+def _default_subject(common_name: str, trust_domain: TrustDomain) -> x509.Name:
+    attributes = []
+    if len(trust_domain.name) <= _LONGEST_ATTRIBUTE:
+        attributes.append(x509.NameAttribute(NameOID.ORGANIZATION_NAME, trust_domain.name))
+    try:
+        attributes.append(x509.NameAttribute(NameOID.COMMON_NAME, common_name))
+    except ValueError as error:
+        raise _bad_field("common_name", f"The common name cannot be used: {error}.") from None
+    return x509.Name(attributes)
+
+
+def _subject_of(subject: x509.Name, public_key: bytes) -> x509.Name:
+    if subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER):
+        return subject
+    key_id = hashlib.sha256(public_key).hexdigest()[:16]
+    return x509.Name([*subject, x509.NameAttribute(NameOID.SERIAL_NUMBER, key_id)])
+
+
+async def _sign_csr(key: SigningKey, subject: x509.Name, trust_domain: TrustDomain) -> str:
+    usages = dict.fromkeys(
+        (
+            "digital_signature",
+            "content_commitment",
+            "key_encipherment",
+            "data_encipherment",
+            "key_agreement",
+            "encipher_only",
+            "decipher_only",
+        ),
+        False,
+    )
+    builder = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(_subject_of(subject, public_key_info(key.public_key)))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usages), critical=True)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(trust_domain.id))]),
+            critical=False,
+        )
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key), critical=False)
+    )
+    algorithm = default_algorithm(key.public_key)
+    unsigned = capture(
+        lambda private_key, digest, padding: builder.sign(private_key, digest, rsa_padding=padding),
+        key.public_key,
+        algorithm,
+    )
+    csr = x509.load_der_x509_csr(unsigned.assemble(await key.sign(unsigned.data, algorithm)))
+    if not csr.is_signature_valid:
+        raise KeyUnavailable("The key made a signature that its public key does not confirm.")
+    return csr.public_bytes(Encoding.PEM).decode("ascii")
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)
+
+
+def _bad_field(field: str, description: str) -> InvalidRequest:
+    return InvalidRequest(description, violations=[Violation(field, description)])
+
+
+def _refusal(name: str | None, faults: list[str]) -> InvalidRequest:
+    of = f" of '{name}'" if name else ""
+    return InvalidRequest(
+        f"The certificate{of} was not imported. " + " ".join(faults),
+        reason="CHAIN_REFUSED",
+        violations=[Violation("chain", fault) for fault in faults],
+    )
