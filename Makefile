@@ -80,3 +80,7 @@ clean: ## Removes the virtual environment, caches and build results; keeps .mesh
 	rm -rf $(VENV) build dist client/build client/dist .mypy_cache .pytest_cache .ruff_cache \
 	  .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: docs
+docs: $(READY) ## Makes the reference pages that come from the code
+	$(BIN)/python tests/support/reference_pages.py

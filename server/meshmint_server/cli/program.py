@@ -16,6 +16,7 @@ import typer
 from meshmint_server.app import EXIT_CONFIG
 from meshmint_server.audit import configure_logging
 from meshmint_server.cli.apply import apply
+from meshmint_server.cli.ca import ca
 from meshmint_server.cli.dev import dev
 from meshmint_server.cli.terminal import Failure, out, show_failure
 from meshmint_server.config import Config, ConfigError
@@ -73,6 +74,7 @@ def check(config: ConfigFile) -> None:
 
 program.command()(apply)
 program.command()(dev)
+program.add_typer(ca, name="ca")
 program.add_typer(config_commands, name="config")
 
 

@@ -92,6 +92,6 @@ async def service_target(
             yield _ServiceTarget(client)
     except meshmint.MeshmintError as error:
         raise Failure(
-            f"{server}: {error.message}",
+            f"the service did not take the roles: {error.message}",
             [f"{violation.field}: {violation.description}" for violation in error.violations],
         ) from error

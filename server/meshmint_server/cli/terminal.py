@@ -36,7 +36,11 @@ class Failure(Exception):
         """What the service refused, as a command's failure."""
         return cls(
             error.message,
-            [f"{violation.field}: {violation.description}" for violation in error.violations],
+            [
+                f"{violation.field}: {violation.description}"
+                for violation in error.violations
+                if violation.description not in error.message
+            ],
         )
 
 

@@ -22,7 +22,7 @@ import typer
 
 from meshmint_server.cli.apply import apply_roles
 from meshmint_server.cli.dev.configuration import TRUST_DOMAIN, write_configuration
-from meshmint_server.cli.dev.issuer import IssuerSummary, ensure_issuer
+from meshmint_server.cli.dev.issuer import DevelopmentIssuer, ensure_issuer
 from meshmint_server.cli.dev.key_storage import KeyChoice, KeyStorage, choose_key_storage
 from meshmint_server.cli.dev.next_steps import next_steps
 from meshmint_server.cli.dev.proof import Proof, get_svid
@@ -86,7 +86,7 @@ def dev(
                 _serve(service, tokens, stop)
 
 
-async def _prepare(directory: StateDirectory, config: Config) -> IssuerSummary:
+async def _prepare(directory: StateDirectory, config: Config) -> DevelopmentIssuer:
     """Issuer and first roles, unless they are there."""
     issuer = await ensure_issuer(config, DevelopmentRoot(directory))
     if not directory.roles.exists():
@@ -161,18 +161,19 @@ def _check_ports(port: int) -> None:
 
 
 def _show_setup(
-    directory: StateDirectory, config: Config, storage: KeyStorage, issuer: IssuerSummary
+    directory: StateDirectory, config: Config, storage: KeyStorage, issuer: DevelopmentIssuer
 ) -> None:
+    described = issuer.description
     out.print("[bold]Meshmint, a development service[/]\n")
     if storage.notice:
         out.print(f"[careful]{storage.notice}[/]\n")
     _facts(
         ("Trust domain", TRUST_DOMAIN),
         ("State", f"{directory.path}  (delete it to start over)"),
-        ("Root", f"{issuer.root}  (a file, for development only)"),
-        ("Issuer", issuer.subject),
-        ("", f"serial {issuer.serial_number}, until {issuer.not_after:%Y-%m-%d}"),
-        ("Signing key", issuer.key),
+        ("Root", f"{described.issuer}  (a file, for development only)"),
+        ("Issuer", f"{described.subject}"),
+        ("", f"serial {described.serial_number}, until {described.not_after:%Y-%m-%d}"),
+        *zip(("Signing key", ""), issuer.key, strict=False),
         ("Address", f"{config.listen} (gRPC, TLS), {config.http.listen} (health, metrics)"),
     )
 

@@ -44,16 +44,20 @@ class DevelopmentRoot:
         self._key = key
         self.certificate = x509.load_pem_x509_certificate(state.root_certificate.read_bytes())
 
-    def sign(self, subject: x509.Name, public_key: CertificatePublicKeyTypes) -> bytes:
-        """The certificate of an intermediate, DER."""
+    @property
+    def certificate_pem(self) -> bytes:
+        """The root's certificate."""
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    def sign(self, csr_pem: str) -> bytes:
+        """The certificate for an intermediate's CSR, PEM: its subject and its SPIFFE ID."""
+        csr = x509.load_pem_x509_csr(csr_pem.encode())
+        names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        end = datetime.now(UTC).replace(microsecond=0) + _INTERMEDIATE_LIFETIME
         certificate = (
-            _builder(subject, self.certificate.subject, public_key, path_length=0)
-            .not_valid_after(
-                min(
-                    datetime.now(UTC).replace(microsecond=0) + _INTERMEDIATE_LIFETIME,
-                    self.certificate.not_valid_after_utc,
-                )
-            )
+            _builder(csr.subject, self.certificate.subject, csr.public_key(), path_length=0)
+            .not_valid_after(min(end, self.certificate.not_valid_after_utc))
+            .add_extension(names.value, critical=names.critical)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
                     self.certificate.extensions.get_extension_for_class(
@@ -64,7 +68,7 @@ class DevelopmentRoot:
             )
             .sign(self._key, hashes.SHA256())
         )
-        return certificate.public_bytes(serialization.Encoding.DER)
+        return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def _create(state: StateDirectory) -> None:

@@ -1,0 +1,327 @@
+"""The reference pages that are made from the code: configuration, errors, RPCs.
+
+Run as a program (`make docs`) it writes them; a test fails if they are not what
+it would write. What they say stands in docstrings and .proto comments, once.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import descriptor_pb2
+from grpc_tools import protoc
+from meshmint_server import errors
+from meshmint_server.authn import JwtSettings, KubernetesSettings, Refusal
+from meshmint_server.config import Config, HttpSettings, LogSettings, TlsSettings
+from meshmint_server.errors import MeshmintError
+from meshmint_server.keys import KeySettings
+from meshmint_server.policy import CallerMatcher
+from pydantic import BaseModel
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "docs" / "reference"
+SERVER = ROOT / "server" / "meshmint_server"
+
+_MADE = "<!-- Made from the code by `make docs`; do not edit. -->\n"
+
+
+def pages() -> dict[Path, str]:
+    """Every page and its text."""
+    return {
+        REFERENCE / "config.md": _config_page(),
+        REFERENCE / "errors.md": _errors_page(),
+        REFERENCE / "rpcs.md": _rpcs_page(),
+    }
+
+
+# --- configuration -------------------------------------------------------------------
+
+_CONFIG_INTRO = """\
+# Configuration
+
+One YAML file, given to `meshmintd` with `-c`. `meshmintd config check -c FILE` says what is
+wrong with it; unknown fields and keys that stand twice are refused. It never holds a secret,
+only where one is. SIGHUP has a running service read it again; `listen` and `http.listen` need a
+restart.
+
+[deploy/config.example.yaml](../../deploy/config.example.yaml) is a whole file to begin with.
+Durations are seconds, or text such as `30s`, `15m`, `72h`, `1h30m`, `7d`.
+"""
+
+_SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
+    ("The file", Config),
+    ("`tls`", TlsSettings),
+    ("`http`", HttpSettings),
+    ("`keys`", KeySettings),
+    ("`authenticators`, kind `kubernetes`", KubernetesSettings),
+    ("`authenticators`, kind `jwt`", JwtSettings),
+    ("`admins`, and `callers` of roles", CallerMatcher),
+    ("`log`", LogSettings),
+)
+
+
+# What the code leaves to the type.
+_PLAIN = {
+    "kind": "Says which kind it is.",
+    "listen": "Address, `host:port`.",
+    "format": "`json`, one object a line; or `console`, for people.",
+    "level": "`debug`, `info`, `warning` or `error`.",
+}
+
+
+def _config_page() -> str:
+    parts = [_MADE, _CONFIG_INTRO]
+    for title, model in _SECTIONS:
+        parts.append(f"\n## {title}\n\n{_summary(model)}\n\n| field | default | |\n|---|---|---|\n")
+        meanings = _attributes(model)
+        for name, field in model.model_fields.items():
+            default = (
+                "required"
+                if field.is_required()
+                else _shown(field.get_default(call_default_factory=True))
+            )
+            meaning = meanings.get(name) or _PLAIN[name]
+            parts.append(f"| `{name}` | {default} | {_cell(meaning)} |\n")
+    return "".join(parts)
+
+
+def _shown(value: object) -> str:
+    if value is None or value in ("", {}):
+        return "none"
+    if isinstance(value, BaseModel):
+        return "see below"
+    if isinstance(value, tuple | list):
+        return f"`[{', '.join(map(str, value))}]`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if hasattr(value, "total_seconds"):
+        seconds = int(value.total_seconds())
+        return f"`{seconds // 3600}h`" if seconds % 3600 == 0 else f"`{seconds}s`"
+    return f"`{value}`"
+
+
+def _summary(model: type[object]) -> str:
+    text = inspect.cleandoc(model.__doc__ or "").partition("\nAttributes:")[0].strip()
+    return _prose(text)
+
+
+def _attributes(model: type[object]) -> dict[str, str]:
+    """Meanings of the attributes, from the docstrings of the class and its bases."""
+    found: dict[str, str] = {}
+    for cls in reversed(model.__mro__):
+        section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
+        for match in re.finditer(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE):
+            found[match[1]] = " ".join(match[2].split())
+    return found
+
+
+# --- errors --------------------------------------------------------------------------
+
+_ERRORS_INTRO = """\
+# Errors
+
+Every error has a gRPC status code and, in its details, a `google.rpc.ErrorInfo` with the domain
+`meshmint` and a `reason` that is stable: programs decide by code and reason, people read the
+message. What is wrong with a request comes as `google.rpc.BadRequest`, all violations at once.
+Where a retry makes sense there is a `google.rpc.RetryInfo` that says when. A `reason` without a
+row of its own has the meaning of its error.
+
+INTERNAL is a bug: the log has it with the request id, which the reply's metadata has as well.
+
+## By error
+
+| error | gRPC code | reason | retry | |
+|---|---|---|---|---|
+"""
+
+_REASONS_INTRO = """
+## By reason
+
+What an error's reason may be beside that of the table above.
+
+| reason | error | gRPC code |
+|---|---|---|
+"""
+
+_OPERATOR_INTRO = """
+## Reasons that operators see
+
+Of signing keys and issuers, from `meshmintd` and in the log. Callers get the reason of the
+error, and no internals.
+
+| reason | error | gRPC code |
+|---|---|---|
+"""
+
+
+def _errors_page() -> str:
+    rows = []
+    classes: list[type[MeshmintError]] = [
+        value
+        for name in errors.__all__
+        if inspect.isclass(value := getattr(errors, name))
+        and issubclass(value, MeshmintError)
+        and value is not MeshmintError
+    ]
+    order = list(dict.fromkeys(_tree(MeshmintError)))
+    for error in sorted(classes, key=order.index):
+        after = error.default_retry_after
+        rows.append(
+            f"| {error.__name__} | {error.code} | `{error.default_reason}` "
+            f"| {'' if after is None else f'after {after:g} s'} "
+            f"| {_cell(_prose(error.__doc__))} |\n"
+        )
+    callers, operators = _further_reasons({error.default_reason for error in classes})
+    return "".join(
+        (
+            _MADE, _ERRORS_INTRO, *rows,
+            _REASONS_INTRO, *(f"| `{r}` | {e} | {c} |\n" for r, e, c in callers),
+            _OPERATOR_INTRO, *(f"| `{r}` | {e} | {c} |\n" for r, e, c in operators),
+        )
+    )  # fmt: skip
+
+
+def _tree(error: type[MeshmintError]) -> Iterator[type[MeshmintError]]:
+    yield error
+    for below in error.__subclasses__():
+        yield from _tree(below)
+
+
+Reasons = list[tuple[str, str, str]]
+
+
+def _further_reasons(known: set[str]) -> tuple[Reasons, Reasons]:
+    """Reasons that stand in the source as ``SomeError(…, reason="…")``, callers' and operators'."""
+    named = {error.__name__: error for error in _tree(MeshmintError)}
+    callers = {(r.value, "Unauthenticated", errors.Unauthenticated.code) for r in Refusal}
+    operators: set[tuple[str, str, str]] = set()
+    for file in sorted(SERVER.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.id if isinstance(node.func, ast.Name) else ""
+            for keyword in node.keywords:
+                value = keyword.value
+                if (
+                    keyword.arg == "reason"
+                    and isinstance(value, ast.Constant)
+                    and isinstance(value.value, str)
+                    and value.value not in known
+                    and (name in named or name == "KeyFault")
+                ):
+                    error = named.get(name, errors.KeyUnavailable)
+                    is_for_operators = bool({"keys", "authority"} & set(file.parts))
+                    (operators if is_for_operators else callers).add(
+                        (value.value, error.__name__, error.code)
+                    )
+    return sorted(callers), sorted(operators)
+
+
+# --- RPCs ----------------------------------------------------------------------------
+
+_RPCS_INTRO = """\
+# RPCs
+
+The API is `meshmint.v1`; its sources, with the same words, are in
+[proto/](../../proto/meshmint/v1). It only grows: a test freezes names, numbers and types.
+Reflection (`grpc.reflection.v1alpha`) and health checks (`grpc.health.v1`, overall and per
+service) are on the same port. A credential is a bearer token in the metadata: `authorization:
+Bearer <token>`. `GetChain`, health and reflection need none.
+"""
+
+_FILES = ("certificate_service.proto", "admin_service.proto", "role.proto")
+
+Comments = Mapping[tuple[int, ...], str]
+
+
+def _rpcs_page() -> str:
+    parts = [_MADE, _RPCS_INTRO]
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "set"
+        failed = protoc.main(
+            [
+                "protoc",
+                f"-I{ROOT / 'proto'}",
+                f"-I{Path(protoc.__file__).parent / '_proto'}",
+                "--include_source_info",
+                f"--descriptor_set_out={out}",
+                *(f"meshmint/v1/{name}" for name in _FILES),
+            ]
+        )
+        assert not failed
+        files = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file
+    by_name = {Path(file.name).name: file for file in files}
+    for name in _FILES:
+        parts += _file(by_name[name])
+    return "".join(parts)
+
+
+def _file(file: descriptor_pb2.FileDescriptorProto) -> Iterator[str]:
+    comments = {
+        tuple(location.path): " ".join(location.leading_comments.split())
+        for location in file.source_code_info.location
+    }
+    for index, service in enumerate(file.service):
+        yield f"\n## {service.name}\n\n{comments[6, index]}\n\n| RPC | takes | gives | |\n"
+        yield "|---|---|---|---|\n"
+        for number, method in enumerate(service.method):
+            takes, gives = _type(method.input_type), _type(method.output_type)
+            comment = _cell(comments[6, index, 2, number])
+            yield f"| `{method.name}` | {takes} | {gives} | {comment} |\n"
+    for index, message in enumerate(file.message_type):
+        if not message.field:
+            continue
+        yield f"\n### {message.name}\n\n{comments[4, index]}\n\n| | field | type | |\n"
+        yield "|---|---|---|---|\n"
+        maps = {nested.name: nested for nested in message.nested_type}
+        for number, field in enumerate(message.field):
+            comment = _cell(comments[4, index, 2, number])
+            yield f"| {field.number} | `{field.name}` | {_field_type(field, maps)} | {comment} |\n"
+    for index, enum in enumerate(file.enum_type):
+        yield f"\n### {enum.name}\n\n{comments[5, index]}\n\n| | value | |\n|---|---|---|\n"
+        for number, value in enumerate(enum.value):
+            yield f"| {value.number} | `{value.name}` | {_cell(comments[5, index, 2, number])} |\n"
+
+
+def _field_type(
+    field: descriptor_pb2.FieldDescriptorProto, maps: Mapping[str, descriptor_pb2.DescriptorProto]
+) -> str:
+    kinds = descriptor_pb2.FieldDescriptorProto.Type
+    simple = kinds.Name(field.type).removeprefix("TYPE_").lower()
+    if field.type_name.rpartition(".")[2] in maps:
+        return "map of string to string"
+    kind = _type(field.type_name) if field.type_name else simple
+    repeated = field.label == descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED
+    return f"repeated {kind}" if repeated else kind
+
+
+def _type(name: str) -> str:
+    short = name.rpartition(".")[2]
+    return f"[{short}](#{short.lower()})" if name.startswith(".meshmint.v1.") else name.lstrip(".")
+
+
+# --- text ----------------------------------------------------------------------------
+
+
+def _prose(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("``", "`")
+
+
+def _cell(text: str) -> str:
+    return text.replace("``", "`").replace("|", "\\|").replace("<", "&lt;")
+
+
+def write(found: Mapping[Path, Any]) -> None:
+    """Writes the pages."""
+    for path, text in found.items():
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(pages())
