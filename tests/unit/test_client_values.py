@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import stat
@@ -20,6 +21,7 @@ from meshmint import (
     InvalidArgument,
     IssuedCertificate,
     KeyAlgorithm,
+    MeshmintError,
     generate_key,
     make_csr,
     private_key_pem,
@@ -49,6 +51,29 @@ def test_every_public_name_is_there_and_has_a_home_that_type_checkers_see() -> N
         assert getattr(meshmint, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Clint'"):
         _ = meshmint.Clint  # type: ignore[attr-defined]
+
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("page", ["docs/guide/client.md", "client/README.md"])
+def test_the_python_of_the_pages_compiles_and_imports_what_exists(page: str) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (REPOSITORY / page).read_text(), re.M | re.S)
+    assert blocks
+    for block in blocks:
+        compile(block, page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        for names in re.findall(r"^from meshmint import (.*)$", block, re.M):
+            assert set(names.split(", ")) <= set(meshmint.__all__)
+
+
+def test_the_guide_has_every_error_with_its_code() -> None:
+    guide = (REPOSITORY / "docs/guide/client.md").read_text()
+    table = guide[guide.index("| Class | gRPC code |") :]
+    for name in meshmint.__all__:
+        found = getattr(meshmint, name)
+        if isinstance(found, type) and issubclass(found, MeshmintError) and name != "MeshmintError":
+            (row,) = (line for line in table.splitlines() if f"`{name}`" in line)
+            assert f"| {found.default_code} |" in row
 
 
 # --- keys and CSRs ----------------------------------------------------------
