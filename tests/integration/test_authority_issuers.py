@@ -97,9 +97,11 @@ async def test_an_imported_issuer_signs_after_the_next_refresh(
 async def test_only_the_active_issuer_signs_and_all_are_published(
     book: IssuerBook, store: Store, keyring: KeyRing
 ):
-    for name in ("mesh-1", "mesh-2"):
-        await _add(store, keyring, name)
-    await _add(store, keyring, "mesh-3", activate=False)
+    roots = [
+        (await _add(store, keyring, "mesh-1"))[1],
+        (await _add(store, keyring, "mesh-2"))[1],
+        (await _add(store, keyring, "mesh-3", activate=False))[1],
+    ]
     await book.refresh()
     states = {issuer.name: issuer.state for issuer in book.published()}
     assert states == {
@@ -108,6 +110,9 @@ async def test_only_the_active_issuer_signs_and_all_are_published(
         "mesh-3": IssuerState.NEXT,
     }
     assert book.active().name == "mesh-2"
+    bundle = book.active().trust_bundle_pem
+    assert bundle[0] == pem(roots[1]).decode()
+    assert sorted(bundle) == sorted(pem(root).decode() for root in roots)
     for name in ("mesh-1", "mesh-3", "mesh-4"):
         with pytest.raises(IssuerNotReady):
             book.signing(name)

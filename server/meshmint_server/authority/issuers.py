@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import MappingProxyType
 
@@ -42,6 +42,8 @@ class Issuer:
         certificate_pem: The certificate, ready to send.
         chain_pem: Above it, nearest first, root left out.
         roots_pem: The roots it chains to.
+        trust_bundle_pem: What to trust: its own roots, then those of every other issuer
+            that is published, so that a rotation surprises nobody.
         authority_key_identifier: What a leaf says of this issuer.
         subject_key_identifier: The same identifier, by itself.
         not_after: When the first certificate of the chain, root included, expires.
@@ -53,6 +55,7 @@ class Issuer:
     certificate_pem: str
     chain_pem: tuple[str, ...]
     roots_pem: tuple[str, ...]
+    trust_bundle_pem: tuple[str, ...]
     key: SigningKey
     authority_key_identifier: x509.AuthorityKeyIdentifier
     subject_key_identifier: bytes
@@ -106,6 +109,7 @@ class IssuerBook:
             self._keys = {
                 place: key for place, key in keys.items() if not isinstance(key, _AbsentKey)
             }
+            issuers = _with_trust_bundle(issuers)
             self._issuers = MappingProxyType(issuers)
             self._active = next(
                 (one for one in issuers.values() if one.state is IssuerState.ACTIVE), None
@@ -189,6 +193,14 @@ def _no_answer() -> MeshmintError:
     return KeyUnavailable("The signing key does not answer at present. Retry.")
 
 
+def _with_trust_bundle(issuers: Mapping[str, Issuer]) -> dict[str, Issuer]:
+    every = [root for issuer in issuers.values() for root in issuer.roots_pem]
+    return {
+        name: replace(issuer, trust_bundle_pem=tuple(dict.fromkeys((*issuer.roots_pem, *every))))
+        for name, issuer in issuers.items()
+    }
+
+
 def _issuer(row: IssuerRow, der: bytes, key: SigningKey) -> Issuer:
     certificate = x509.load_der_x509_certificate(der)
     chain = [x509.load_der_x509_certificate(one) for one in row.chain]
@@ -201,6 +213,7 @@ def _issuer(row: IssuerRow, der: bytes, key: SigningKey) -> Issuer:
         certificate_pem=_pem(certificate),
         chain_pem=tuple(map(_pem, chain)),
         roots_pem=tuple(map(_pem, roots)),
+        trust_bundle_pem=(),
         key=key,
         authority_key_identifier=(
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)

@@ -62,7 +62,7 @@ class CertificateService(CertificateServiceServicer):
         return pb.GetChainResponse(
             issuer=issuer.name,
             chain=(issuer.certificate_pem, *issuer.chain_pem),
-            trust_bundle=issuer.roots_pem,
+            trust_bundle=issuer.trust_bundle_pem,
             trust_domain=str(self._trust_domain),
             not_after=translate.timestamp(issuer.not_after),
         )
@@ -73,7 +73,7 @@ def _fill(response: pb.IssueResponse | pb.SignResponse, issued: Issued) -> None:
     response.certificate = issued.certificate_pem
     response.chain.append(issuer.certificate_pem)
     response.chain.extend(issuer.chain_pem)
-    response.trust_bundle.extend(issuer.roots_pem)
+    response.trust_bundle.extend(issuer.trust_bundle_pem)
     response.serial_number = issued.serial_number
     response.spiffe_id = "" if decision.spiffe_id is None else str(decision.spiffe_id)
     response.not_before.CopyFrom(translate.timestamp(decision.not_before))
