@@ -511,7 +511,6 @@ class ServiceFactory:
         finally:
             started.stop()
 
-
     @contextlib.contextmanager
     def start_with_tls_files(self) -> Iterator[Service]:
         """A running server whose TLS certificate comes from files."""
