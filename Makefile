@@ -26,7 +26,8 @@ help: ## Lists the targets
 # Once per change of what is installed.
 $(READY): pyproject.toml client/pyproject.toml constraints.txt deploy/python.sh
 	@deploy/python.sh $(VENV)
-	$(PIP) install --quiet -c constraints.txt -e client -e '.[dev,interop]'
+	@echo "Installing the packages of constraints.txt into $(VENV)"
+	@$(PIP) install --quiet -c constraints.txt -e client -e '.[dev,interop]'
 	@touch $@
 
 .PHONY: setup

@@ -201,6 +201,17 @@ def test_softhsm_that_is_asked_for_and_missing_is_an_error_that_names_the_packag
     assert "softhsm2" in _refused(capsys, "--keys", "softhsm", "--state", tmp_path)
 
 
+def test_a_directory_with_other_things_in_it_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "letter.txt").touch()
+
+    assert "holds other things" in _refused(capsys, "--state", tmp_path)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
 def test_a_port_in_use_is_a_plain_message_that_names_the_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ from cryptography import x509
 from meshmint_server.app import open_keyring, open_store
 from meshmint_server.authority import IssuerDescription, create_csr, describe, import_chain
 from meshmint_server.cli.key_words import key_words
-from meshmint_server.cli.terminal import Failure, errors, out
+from meshmint_server.cli.terminal import Failure, errors, out, readable_subject
 from meshmint_server.config import Config
 from meshmint_server.errors import InvalidRequest, KeyUnavailable
 from meshmint_server.keys import KeyAlgorithmName
@@ -231,7 +231,7 @@ def _show(issuer: IssuerDescription, key: tuple[str, ...] = ()) -> None:
     for label, value in facts:
         if value is not None:
             out.print(f"[dim]{label:<12}[/]", end="")
-            out.print(value, markup=False)
+            out.print(readable_subject(value), markup=False)
 
 
 def _span(issuer: IssuerDescription) -> str | None:

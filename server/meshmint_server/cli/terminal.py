@@ -9,7 +9,7 @@ from rich.theme import Theme
 
 from meshmint_server.errors import MeshmintError
 
-__all__ = ["Failure", "errors", "out", "show_failure"]
+__all__ = ["Failure", "errors", "out", "readable_subject", "show_failure"]
 
 _THEME = Theme({"good": "green", "bad": "bold red", "careful": "yellow", "dim": "dim"})
 
@@ -42,6 +42,11 @@ class Failure(Exception):
                 if violation.description not in error.message
             ],
         )
+
+
+def readable_subject(rfc4514: str) -> str:
+    """A subject with the one attribute named that RFC 4514 section 3 leaves as numbers."""
+    return rfc4514.replace("2.5.4.5=", "serialNumber=")
 
 
 def show_failure(failure: Failure) -> None:

@@ -32,7 +32,7 @@ from meshmint_server.cli.dev.state import StateDirectory, write_file
 from meshmint_server.cli.dev.token_issuer import ADMIN, WORKLOAD, TokenIssuer
 from meshmint_server.cli.role_files import read_roles
 from meshmint_server.cli.role_targets import store_target
-from meshmint_server.cli.terminal import Failure, out
+from meshmint_server.cli.terminal import Failure, out, readable_subject
 from meshmint_server.config import Config
 
 __all__ = ["dev"]
@@ -171,7 +171,7 @@ def _show_setup(
         ("Trust domain", TRUST_DOMAIN),
         ("State", f"{directory.path}  (delete it to start over)"),
         ("Root", f"{described.issuer}  (a file, for development only)"),
-        ("Issuer", f"{described.subject}"),
+        ("Issuer", readable_subject(f"{described.subject}")),
         ("", f"serial {described.serial_number}, until {described.not_after:%Y-%m-%d}"),
         *zip(("Signing key", ""), issuer.key, strict=False),
         ("Address", f"{config.listen} (gRPC, TLS), {config.http.listen} (health, metrics)"),
@@ -201,7 +201,7 @@ def _show_proof(proof: Proof, directory: StateDirectory) -> None:
 def _path(proof: Proof) -> Iterator[str]:
     yield proof.svid.spiffe_id
     for certificate in proof.path[1:]:
-        yield certificate.subject.rfc4514_string()
+        yield readable_subject(certificate.subject.rfc4514_string())
 
 
 def _link(depth: int, name: str) -> str:

@@ -15,10 +15,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from meshmint_server.cli.terminal import Failure
 
 __all__ = ["StateDirectory", "write_file"]
+
+_LOCK: Final = "lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,11 @@ class StateDirectory:
         """
         path = Path(os.path.abspath(path))
         try:
+            if path.is_dir() and any(path.iterdir()) and not (path / _LOCK).exists():
+                # Its mode is about to be changed, and files written: not in somebody's home.
+                raise Failure(
+                    f"{path} holds other things; choose a directory of its own with --state"
+                )
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
         except OSError as error:
@@ -125,7 +133,7 @@ class StateDirectory:
         Raises:
             Failure: One is in it.
         """
-        with (self.path / "lock").open("a+") as file:
+        with (self.path / _LOCK).open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
