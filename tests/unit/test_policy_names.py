@@ -269,6 +269,15 @@ def test_free_text_common_name_needs_enforce_hostnames_off() -> None:
         decide_names(listed, Names(common_name="Another Device"))
 
 
+@pytest.mark.parametrize(
+    "common_name", ["ops@*.example.com", "a.*.example.com", "f*o", "a@b@c.test"]
+)
+def test_broken_address_or_wildcard_is_no_free_text(common_name: str) -> None:
+    role = make_role(allow_any_name=True, enforce_hostnames=False)
+    with pytest.raises(InvalidRequest):
+        decide_names(role, Names(common_name=common_name))
+
+
 def test_ip_literal_as_common_name_is_an_ip_san() -> None:
     role = make_role(allowed_ip_sans_cidr=["10.0.0.0/8"], allow_any_name=True)
     (san,) = decide_names(role, Names(common_name="10.1.2.3")).sans

@@ -167,7 +167,8 @@ class _Granting:
         except MalformedName as error:
             if is_unchecked:
                 return text
-            if role.enforce_hostnames:
+            # Text is no attempt at a name: a broken address or wildcard is not text.
+            if role.enforce_hostnames or "*" in text or "@" in text:
                 self._findings.malformed(field, str(error))
             elif not self._allows_text(text):
                 self._findings.outside(field, "the role does not allow this common name")

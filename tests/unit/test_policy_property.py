@@ -1,0 +1,220 @@
+"""Generated roles, callers and requests: what is granted always satisfies the role.
+
+The decision is turned into a real certificate, and an independent oracle judges
+that certificate against the role's document.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import replace
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from meshmint_server.errors import InvalidRequest, InvalidRole, PolicyViolated
+from meshmint_server.policy import (
+    CertificateRequest,
+    CsrContents,
+    Decision,
+    KeyAlgorithm,
+    Names,
+    Role,
+    Validity,
+    decide,
+)
+from support import generated_roles as generated
+from support.policy import BOUNDS, NOW, make_caller
+from support.role_oracle import find_problems, san_of
+
+ISSUER_KEY = ec.generate_private_key(ec.SECP256R1())
+CURVES = {256: ec.SECP256R1(), 384: ec.SECP384R1(), 521: ec.SECP521R1()}
+
+
+@cache
+def _public_key(
+    algorithm: KeyAlgorithm,
+) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey:
+    kind, bits = algorithm.value
+    if kind == "rsa":
+        # Nobody signs with it, so any odd number of the size will do.
+        return rsa.RSAPublicNumbers(65_537, (1 << (bits - 1)) + 1).public_key()
+    if kind == "ec":
+        return ec.generate_private_key(CURVES[bits]).public_key()
+    return ed25519.Ed25519PrivateKey.generate().public_key()
+
+
+def _certify(decision: Decision) -> x509.Certificate:
+    """Writes a certificate that holds what the decision says, and reads it again."""
+    key = decision.key
+    public_key = _public_key(key) if isinstance(key, KeyAlgorithm) else key
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(decision.subject)
+        .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "issuer")]))
+        .public_key(public_key)
+        .serial_number(1)
+        .not_valid_before(decision.not_before)
+        .not_valid_after(decision.not_after)
+    )
+    extensions: list[x509.ExtensionType | None] = [
+        x509.SubjectAlternativeName(decision.sans) if decision.sans else None,
+        decision.key_usage,
+        x509.ExtendedKeyUsage(decision.ext_key_usages) if decision.ext_key_usages else None,
+        x509.BasicConstraints(ca=False, path_length=None) if decision.basic_constraints else None,
+    ]
+    for extension in extensions:
+        if extension is not None:
+            builder = builder.add_extension(extension, critical=False)
+    signed = builder.sign(ISSUER_KEY, hashes.SHA256())
+    return x509.load_der_x509_certificate(signed.public_bytes(serialization.Encoding.DER))
+
+
+def _judge(
+    document: dict[str, Any],
+    caller_of: tuple[dict[str, Any], str | None],
+    request: CertificateRequest,
+) -> bool:
+    """Decides, and lets the oracle judge what was granted; False if it was refused."""
+    attributes, spiffe_id = caller_of
+    caller = make_caller(attributes=attributes, spiffe_id=spiffe_id)
+    try:
+        role = Role.from_document(document)
+    except InvalidRole:
+        return False
+    assert Role.from_document(role.document()) == role
+    try:
+        decision = decide(role, caller, request, now=NOW, bounds=BOUNDS)
+    except (InvalidRequest, PolicyViolated) as error:
+        refused = error
+    else:
+        refused = None
+    if refused is not None:
+        assert refused.violations
+        return False
+    certificate = _certify(decision)
+    facts = {**caller.attributes, **({"spiffe_id": spiffe_id} if spiffe_id else {})}
+    problems = find_problems(
+        certificate,
+        document,
+        facts,
+        trust_domain=str(BOUNDS.trust_domain),
+        now=NOW,
+        service_max_ttl=BOUNDS.max_ttl,
+    )
+    assert problems == []
+    taken = request.csr.names if request.csr and role.use_csr_sans else request.names
+    _check_nothing_was_dropped(taken, certificate)
+    return True
+
+
+def _check_nothing_was_dropped(asked: Names, certificate: x509.Certificate) -> None:
+    granted = {str(name.value).lower() for name in san_of(certificate)}
+    addresses = [str(ipaddress.ip_address(text)) for text in asked.ip_addresses]
+    for text in (*asked.dns_names, *asked.email_addresses, *addresses, *asked.uris):
+        if text.isascii():
+            assert text.lower() in granted
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    document=generated.roles(),
+    caller_of=generated.callers(),
+    names=generated.names,
+    algorithm=generated.key_algorithms,
+    ttl=generated.ttls,
+    start=generated.starts,
+)
+def test_whatever_is_issued_satisfies_the_role(
+    *,
+    document: dict[str, Any],
+    caller_of: tuple[dict[str, Any], str | None],
+    names: Names,
+    algorithm: KeyAlgorithm | None,
+    ttl: int | None,
+    start: int | None,
+) -> None:
+    validity = Validity(
+        ttl=None if ttl is None else timedelta(seconds=ttl),
+        not_before=None if start is None else NOW + timedelta(seconds=start),
+    )
+    algorithm = algorithm if document["key_type"] == "any" else None
+    request = CertificateRequest(names=names, key_algorithm=algorithm, validity=validity)
+    _judge(document, caller_of, request)
+
+
+def _repeat_what_the_role_wants_beside(document: dict[str, Any], names: Names) -> Names:
+    if document["use_csr_sans"]:
+        names = Names(common_name=names.common_name)
+    return replace(names, common_name="") if document["use_csr_common_name"] else names
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    document=generated.roles(),
+    caller_of=generated.callers(),
+    names=generated.names,
+    beside=st.none() | st.none() | st.none() | generated.names,
+    algorithm=st.sampled_from(list(KeyAlgorithm)),
+    wants_ca=st.integers(0, 9).map(lambda n: n == 7),
+)
+def test_whatever_is_signed_satisfies_the_role(
+    *,
+    document: dict[str, Any],
+    caller_of: tuple[dict[str, Any], str | None],
+    names: Names,
+    beside: Names | None,
+    algorithm: KeyAlgorithm,
+    wants_ca: bool,
+) -> None:
+    if algorithm.value[0] != document["key_type"]:
+        document = {**document, "key_type": "any"}
+    if beside is None:
+        beside = _repeat_what_the_role_wants_beside(document, names)
+    csr = CsrContents(public_key=_public_key(algorithm), names=names, wants_ca=wants_ca)
+    is_granted = _judge(document, caller_of, CertificateRequest(names=beside, csr=csr))
+    assert not (wants_ca and is_granted)
+
+
+# A single name at a time meets a role that may grant it far more often.
+_one_name = (
+    st.builds(lambda name: Names(dns_names=(name,)), generated.dns_names)
+    | st.builds(lambda name: Names(email_addresses=(name,)), generated.emails)
+    | st.builds(lambda name: Names(uris=(name,)), generated.uris)
+    | st.builds(lambda name: Names(common_name=name), generated.common_names)
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(document=generated.roles(), caller_of=generated.callers(), names=_one_name)
+def test_whatever_single_name_is_granted_satisfies_the_role(
+    document: dict[str, Any], caller_of: tuple[dict[str, Any], str | None], names: Names
+) -> None:
+    document = {**document, "require_cn": False, "key_type": "ec"}
+    _judge(document, caller_of, CertificateRequest(names=names))
+
+
+def test_oracle_and_policy_meet_on_a_plain_case() -> None:
+    """The property is not empty: this is granted, and the oracle sees what is wrong elsewhere."""
+    document = {"name": "r", "callers": [{}], "key_type": "ec", "spiffe": "own"}
+    own = "spiffe://example.org/ns/shop/sa/cart"
+    assert _judge(document, ({}, own), CertificateRequest())
+    role = Role.from_document(document)
+    decision = decide(role, make_caller(), CertificateRequest(), now=NOW, bounds=BOUNDS)
+    problems = find_problems(
+        _certify(decision),
+        document,
+        {"spiffe_id": "spiffe://example.org/ns/shop/sa/other"},
+        trust_domain="example.org",
+        now=NOW,
+        service_max_ttl=timedelta(hours=1),
+    )
+    assert problems == ["ends too late", "lives too long", "somebody else's SPIFFE ID"]
+    with pytest.raises(AssertionError):
+        _check_nothing_was_dropped(Names(dns_names=("a.test",)), _certify(decision))
