@@ -221,7 +221,7 @@ def test_ttl_over_the_maximum_is_shortened_with_a_warning(service: Service) -> N
     response = service.issue(pb.IssueRequest(role=role, validity=ttl(7200)))
     lifetime = response.not_after.ToDatetime(tzinfo=UTC) - datetime.now(UTC)
     assert lifetime <= timedelta(hours=1, seconds=1)
-    assert any("maximum of 1h" in warning for warning in response.warnings)
+    assert any("longest lifetime is 1h" in warning for warning in response.warnings)
 
 
 def test_role_may_be_left_out_when_only_one_fits(service: Service) -> None:

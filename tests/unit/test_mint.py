@@ -89,13 +89,10 @@ class OneIssuer:
     def __init__(self, issuer: Issuer | None) -> None:
         self.issuer = issuer
 
-    def active(self) -> Issuer:
+    def signing(self, _name: str | None) -> Issuer:
         if self.issuer is None:
             raise IssuerNotReady("there is no active issuer")
         return self.issuer
-
-    def get(self, name: str) -> Issuer:
-        return self.active()
 
 
 class Roles:
@@ -136,8 +133,10 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         certificate_pem=pem,
         chain_pem=(),
         roots_pem=(pem,),
+        trust_bundle_pem=(pem,),
         key=key,
         authority_key_identifier=x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key),
+        subject_key_identifier=b"one",
         not_after=certificate.not_valid_after_utc,
     )
     store = Store.open(f"sqlite:///{tmp_path}/store.db")
