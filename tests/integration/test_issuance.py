@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 from meshmint.v1 import certificate_service_pb2 as pb
 from support.csr import make_csr, make_key, pem
 from support.programs import program
-from support.service import Service
+from support.service import Service, ServiceFactory
 
 ALGORITHMS = {
     pb.KEY_ALGORITHM_EC_P256: ("ec", 256),
@@ -291,3 +291,32 @@ def test_lifetime_of_the_service_certificate_is_short_and_names_the_service(
         input="", capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=20,
     ).stdout  # fmt: skip
     assert "Verify return code: 0 (ok)" in shown
+
+
+@pytest.mark.parametrize(
+    ("issuer_algorithm", "use_pss", "signature"),
+    [
+        ("ec-p384", False, "ecdsa-with-SHA384"),
+        ("rsa-2048", False, "sha256WithRSAEncryption"),
+        ("rsa-2048", True, "rsassaPss"),
+        ("ed25519", False, "ED25519"),
+    ],
+)
+def test_issuers_of_other_kinds_sign_right_too(
+    service_factory: ServiceFactory,
+    tmp_path: Path,
+    issuer_algorithm: str,
+    use_pss: bool,
+    signature: str,
+) -> None:
+    with service_factory.start(issuer_algorithm=issuer_algorithm) as service:
+        role = service.put_role({"spiffe": "own", "key_type": "ec", "use_pss": use_pss})
+        response = service.issue(pb.IssueRequest(role=role, validity=ttl(600)))
+    assert_others_agree(
+        tmp_path, response.certificate, list(response.chain), list(response.trust_bundle)
+    )
+    shown = subprocess.run(
+        ["openssl", "x509", "-noout", "-text"],
+        input=response.certificate, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert f"Signature Algorithm: {signature}" in shown

@@ -134,7 +134,7 @@ def rpc(
                 log.exception("bug: unexpected error", request_id=origin.request_id, rpc=name)
                 await context.abort(
                     grpc.StatusCode.INTERNAL,
-                    f"internal error; tell the operator the request id {origin.request_id}",
+                    f"Internal error. Tell the operator the request id {origin.request_id}.",
                     ((REQUEST_ID_KEY, origin.request_id),),
                 )
             finally:
@@ -158,7 +158,7 @@ def _bearer_token(
     if len(values) == 1 and scheme.lower() == "bearer":
         return token
     error = Unauthenticated(
-        "send exactly one 'authorization' metadata entry of the form 'Bearer <token>'",
+        "Send exactly one 'authorization' metadata entry of the form 'Bearer <token>'.",
         reason="CREDENTIAL_MALFORMED",
     )
     edge.audit.refused(origin, reason=error.reason, message=error.message)

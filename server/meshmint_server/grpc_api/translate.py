@@ -147,7 +147,10 @@ def _optional_datetime(message: Any, name: str, field: str) -> datetime | None:
 
 
 def _invalid(field: str, description: str) -> InvalidRequest:
-    return InvalidRequest(f"{field}: {description}", violations=[Violation(field, description)])
+    return InvalidRequest(
+        f"The request is malformed: {field}: {description}.",
+        violations=[Violation(field, description)],
+    )
 
 
 def role_document(role: role_pb2.Role) -> dict[str, object]:

@@ -77,8 +77,8 @@ class Administration:
         if any(matcher.matches(caller) for matcher in self._admins):
             return
         error = PermissionDenied(
-            "this caller is not an administrator; the server's configuration lists them "
-            "under 'admins'",
+            "This caller is not an administrator. The server's configuration lists them "
+            "under 'admins'.",
             reason="NOT_AN_ADMIN",
         )
         self._audit.refused(
@@ -134,7 +134,7 @@ class Administration:
         self._require_admin(caller, origin)
         row = await self._store.get_role(name)
         if row is None:
-            raise NotFound(f"there is no role {name!r}; ListRoles lists them")
+            raise NotFound(f"There is no role {name!r}. ListRoles lists them.")
         return Role.from_document(row.document)
 
     async def list_roles(
@@ -156,14 +156,14 @@ class Administration:
             self._changed(caller, origin, f"role {name} deleted")
             await self._roles.refresh()
         elif not allow_missing:
-            raise NotFound(f"there is no role {name!r}; ListRoles lists them")
+            raise NotFound(f"There is no role {name!r}. ListRoles lists them.")
 
     async def get_issuer(self, caller: Caller, origin: Origin, name: str) -> IssuerRow:
         """One issuer."""
         self._require_admin(caller, origin)
         row = await self._store.get_issuer(name)
         if row is None:
-            raise NotFound(f"there is no issuer {name!r}; ListIssuers lists them")
+            raise NotFound(f"There is no issuer {name!r}. ListIssuers lists them.")
         return row
 
     async def list_issuers(
@@ -179,8 +179,8 @@ class Administration:
         row = await self._store.get_record(serial_number)
         if row is None:
             raise NotFound(
-                "there is no record of that serial number; certificates of roles with no_store "
-                "are not recorded"
+                "There is no record of that serial number. Certificates of roles with no_store "
+                "are not recorded."
             )
         return row
 

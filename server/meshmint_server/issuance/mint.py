@@ -65,8 +65,8 @@ class Deadline:
                 yield
         except TimeoutError:
             raise DeadlineTooShort(
-                "the deadline passed before the certificate could be signed and recorded; "
-                "nothing was minted; retry with a longer deadline"
+                "The deadline passed before the certificate could be signed and recorded. "
+                "Nothing was minted. Retry with a longer deadline."
             ) from None
 
 
@@ -222,8 +222,8 @@ class Mint:
             telemetry.SIGNATURE_SECONDS.labels("wrong").observe(time.perf_counter() - started)
             log.error("the key made a wrong signature", key=prepared.issuer.key.uri)
             raise KeyUnavailable(
-                "the signing key made a signature that does not verify; nothing was handed out; "
-                "retry, and have an operator look at the token"
+                "The signing key made a signature that does not verify. Nothing was handed out. "
+                "Retry, and have an operator look at the token."
             ) from error
         return certificate, der
 

@@ -60,14 +60,14 @@ def prepare(decision: Decision, issuer: Issuer, public_key: PublicKey, now: date
     """
     if now >= issuer.not_after:
         raise IssuerExpired(
-            f"the issuer {issuer.name!r} or its chain expired at "
-            f"{issuer.not_after:%Y-%m-%d %H:%M:%SZ}; an operator must import a new certificate "
-            "(meshmintd ca import)"
+            f"The issuer {issuer.name!r} or its chain expired at "
+            f"{issuer.not_after:%Y-%m-%d %H:%M:%SZ}. An operator must import a new certificate "
+            "(meshmintd ca import)."
         )
     if decision.not_after > issuer.not_after:
         raise IssuerExpired(
-            f"the certificate would outlive its issuer {issuer.name!r}, whose chain ends at "
-            f"{issuer.not_after:%Y-%m-%d %H:%M:%SZ}; ask for a shorter lifetime",
+            f"The certificate would outlive its issuer {issuer.name!r}, whose chain ends at "
+            f"{issuer.not_after:%Y-%m-%d %H:%M:%SZ}. Ask for a shorter lifetime.",
             reason="ISSUER_EXPIRES_FIRST",
         )
     serial = random_serial_number()

@@ -44,8 +44,8 @@ class SubjectKeys:
             return ed25519.Ed25519PrivateKey.generate()
         if self._rsa_waiting >= _MAX_RSA_WAITING:
             raise Overloaded(
-                "too many RSA key pairs are being made; retry, ask for an EC key, "
-                "or make the key yourself and use Sign"
+                "Too many RSA key pairs are being made. Retry, ask for an EC key, "
+                "or make the key yourself and use Sign."
             )
         self._rsa_waiting += 1
         try:
