@@ -100,18 +100,18 @@ async def test_close_keeps_what_was_handed_over_before(store_url: str):
     await again.close()
 
 
-@pytest.mark.parametrize("spelling", ["0A:bC:01", "0a-bc-01", "abc01", "00000abc01", "ABC01"])
-async def test_a_serial_number_is_found_however_it_is_spelled(store: Store, spelling: str):
+async def test_a_serial_number_is_found_however_it_is_spelled(store: Store):
     row = record_row(serial_number="abc01")
     await store.record(row)
-    assert await store.get_record(spelling) == row
+    for spelling in ("0A:bC:01", "0a-bc-01", "abc01", "00000abc01", "ABC01"):
+        assert await store.get_record(spelling) == row, spelling
 
 
-@pytest.mark.parametrize("spelling", ["", ":", "0x12", "12 34", "xyz", "ab\n", "a" * 65, "١٢"])
-async def test_what_is_no_serial_number_is_refused(store: Store, spelling: str):
-    with pytest.raises(InvalidRequest) as refusal:
-        await store.get_record(spelling)
-    assert refusal.value.violations[0].field == "serial_number"
+async def test_what_is_no_serial_number_is_refused(store: Store):
+    for spelling in ("", ":", "0x12", "12 34", "xyz", "ab\n", "a" * 65, "١٢"):
+        with pytest.raises(InvalidRequest) as refusal:
+            await store.get_record(spelling)
+        assert refusal.value.violations[0].field == "serial_number", spelling
 
 
 async def test_an_unknown_serial_number_finds_nothing(store: Store):
@@ -159,47 +159,45 @@ SECOND = timedelta(seconds=1)
 TICK = timedelta(microseconds=1)
 
 
-@pytest.mark.parametrize(
-    ("chosen", "is_listed"),
-    [
-        (RecordFilter(role="db"), True),
-        (RecordFilter(role="d"), False),
-        (RecordFilter(caller="carol"), True),
-        (RecordFilter(caller="Carol"), False),
-        (RecordFilter(authenticator="corp"), True),
-        (RecordFilter(spiffe_id="spiffe://example.org/carol"), True),
-        (RecordFilter(issuer="mesh-2"), True),
-        (RecordFilter(issuer="mesh-3"), False),
-        (RecordFilter(role="db", caller="carol", authenticator="corp", issuer="mesh-2"), True),
-        (RecordFilter(role="db", caller="carol", authenticator="cluster"), False),
-        (RecordFilter(role="", caller="carol"), False),
-        (RecordFilter(role="db", created_from=NOON), True),
-        (RecordFilter(role="db", created_from=NOON + TICK), False),
-        (RecordFilter(role="db", created_before=NOON), False),
-        (RecordFilter(role="db", created_before=NOON + TICK), True),
-        (RecordFilter(role="db", expires_from=FITS.not_after), True),
-        (RecordFilter(role="db", expires_from=FITS.not_after + TICK), False),
-        (RecordFilter(role="db", expires_before=FITS.not_after), False),
-        (RecordFilter(role="db", expires_before=FITS.not_after + TICK), True),
-        (
-            RecordFilter(
-                role="db",
-                created_from=NOON - SECOND,
-                created_before=NOON + SECOND,
-                expires_from=NOON + SECOND,
-                expires_before=NOON + timedelta(days=1),
-            ),
-            True,
+FILTERS: list[tuple[RecordFilter, bool]] = [
+    (RecordFilter(role="db"), True),
+    (RecordFilter(role="d"), False),
+    (RecordFilter(caller="carol"), True),
+    (RecordFilter(caller="Carol"), False),
+    (RecordFilter(authenticator="corp"), True),
+    (RecordFilter(spiffe_id="spiffe://example.org/carol"), True),
+    (RecordFilter(issuer="mesh-2"), True),
+    (RecordFilter(issuer="mesh-3"), False),
+    (RecordFilter(role="db", caller="carol", authenticator="corp", issuer="mesh-2"), True),
+    (RecordFilter(role="db", caller="carol", authenticator="cluster"), False),
+    (RecordFilter(role="", caller="carol"), False),
+    (RecordFilter(role="db", created_from=NOON), True),
+    (RecordFilter(role="db", created_from=NOON + TICK), False),
+    (RecordFilter(role="db", created_before=NOON), False),
+    (RecordFilter(role="db", created_before=NOON + TICK), True),
+    (RecordFilter(role="db", expires_from=FITS.not_after), True),
+    (RecordFilter(role="db", expires_from=FITS.not_after + TICK), False),
+    (RecordFilter(role="db", expires_before=FITS.not_after), False),
+    (RecordFilter(role="db", expires_before=FITS.not_after + TICK), True),
+    (
+        RecordFilter(
+            role="db",
+            created_from=NOON - SECOND,
+            created_before=NOON + SECOND,
+            expires_from=NOON + SECOND,
+            expires_before=NOON + timedelta(days=1),
         ),
-    ],
-)
-async def test_a_filter_lists_what_fits_and_nothing_else(
-    store: Store, chosen: RecordFilter, is_listed: bool
-):
+        True,
+    ),
+]
+
+
+async def test_a_filter_lists_what_fits_and_nothing_else(store: Store):
     await _record(store, record_row(), FITS, record_row())
-    page = await store.list_records(chosen)
-    assert page.items == ((replace(FITS, certificate=b""),) if is_listed else ())
-    assert page.next_page_token == ""
+    for chosen, is_listed in FILTERS:
+        page = await store.list_records(chosen)
+        assert page.items == ((replace(FITS, certificate=b""),) if is_listed else ()), chosen
+        assert page.next_page_token == ""
 
 
 async def test_page_sizes_are_bounded(store: Store):
