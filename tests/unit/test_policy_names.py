@@ -298,7 +298,7 @@ def test_ip_literal_as_common_name_is_an_ip_san() -> None:
         ({"allowed_ip_sans_cidr": ["10.0.0.0/8", "2001:db8::/32"]}, "10.255.0.1", None),
         ({"allowed_ip_sans_cidr": ["10.0.0.0/8", "2001:db8::/32"]}, "2001:db8::1", None),
         ({"allowed_ip_sans_cidr": ["10.0.0.0/8", "2001:db8::/32"]}, "11.0.0.1", PolicyViolated),
-        ({"allowed_ip_sans_cidr": ["10.0.0.0/8"]}, "::ffff:10.0.0.1", PolicyViolated),
+        ({"allowed_ip_sans_cidr": ["10.0.0.0/8"]}, "::ffff:10.0.0.1", None),
         ({"allowed_ip_sans_cidr": ["10.0.0.7/8"]}, "10.9.9.9", None),
         ({}, "1.2.3", InvalidRequest),
         ({}, "010.0.0.1", InvalidRequest),

@@ -151,11 +151,12 @@ class _Granting:
             )
             return
         self._common_name = self._check_common_name(text, field)
-        if len(self._common_name) > MAX_COMMON_NAME:
+        # In bytes, which is stricter than RFC 5280 and what verifiers in C have room for.
+        if len(self._common_name.encode()) > MAX_COMMON_NAME:
             self._findings.malformed(
                 field,
-                f"a common name has at most {MAX_COMMON_NAME} characters (RFC 5280 appendix A.1); "
-                "put longer names into the SANs",
+                f"a common name has at most {MAX_COMMON_NAME} characters (RFC 5280 appendix A.1), "
+                "fewer where they are not ASCII; put longer names into the SANs",
             )
 
     def _check_common_name(self, text: str, field: str) -> str:

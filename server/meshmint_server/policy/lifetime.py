@@ -57,7 +57,7 @@ def decide_validity(
     longest = min(role.max_ttl or max_ttl, max_ttl)
     not_before = _decide_start(role, asked, findings, now)
     latest = _whole(now + longest)
-    if role.not_before is None:
+    if role.not_before is None and not_before < now:
         # A start in the past must not buy a longer life; one that the role fixes is meant.
         latest = min(latest, not_before + longest + role.not_before_duration)
     if role.not_after_ceiling is not None:

@@ -100,6 +100,9 @@ def _map_idn(text: str) -> str:
         mapped = idna.uts46_remap(text, std3_rules=False, transitional=False)
     except (idna.IDNAError, UnicodeError):
         raise MalformedName("it is not an internationalised name by IDNA 2008 (UTS 46)") from None
+    if mapped.count("*") != text.count("*"):
+        # Full-width and small asterisks become "*", and would get past whoever looks for one.
+        raise MalformedName("a wildcard is written with the ASCII character '*' alone")
     return mapped.lower()
 
 
@@ -163,6 +166,9 @@ def parse_email(text: str) -> EmailAddress:
 def parse_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """Reads an IP address without zone or prefix.
 
+    An IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2) becomes the IPv4 address that
+    it stands for: verifiers take the two for one, so networks must be asked about that.
+
     Raises:
         MalformedName: It is anything else.
     """
@@ -172,4 +178,6 @@ def parse_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
         raise MalformedName("it is not an IPv4 or IPv6 address") from None
     if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
         raise MalformedName("an IP address in a certificate has no zone")
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
     return address

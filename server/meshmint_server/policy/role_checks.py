@@ -7,6 +7,7 @@ says, is refused when it is written, not when it is used.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from meshmint_server.errors import Violation
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "warnings"]
 
+_LONGEST_BACK_DATING = timedelta(days=50 * 365)
 _KEY_BITS = {"rsa": (2048, 3072, 4096), "ec": (256, 384, 521)}
 
 
@@ -101,6 +103,11 @@ def _usages(role: Role) -> Iterable[Violation]:
 def _lifetimes(role: Role) -> Iterable[Violation]:
     if role.ttl and role.max_ttl and role.ttl > role.max_ttl:
         yield Violation("ttl", '"ttl" must not be longer than "max_ttl"')
+    if role.not_before_duration > _LONGEST_BACK_DATING:
+        yield Violation(
+            "not_before_duration",
+            "at most 50 years: certificates have no time before 1950 (RFC 5280 section 4.1.2.5)",
+        )
     if role.ttl and role.not_after:
         yield Violation("ttl", "set either ttl or not_after, not both")
     if role.not_before and role.not_after and role.not_before >= role.not_after:
