@@ -18,6 +18,11 @@ import structlog
 
 __all__ = ["AuditLog", "Origin", "configure_logging", "utc_text"]
 
+# A caller chooses how many names are refused and what the role is called: neither may
+# fill the log.
+_MOST_VIOLATIONS = 50
+_LONGEST_TEXT = 512
+
 LogFormat = Literal["json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -127,10 +132,10 @@ class AuditLog:
             peer=origin.peer,
             caller=caller,
             authenticator=authenticator,
-            role=role,
+            role=None if role is None else _shortened(role),
             reason=reason,
-            message=message,
-            violations=list(violations),
+            message=_shortened(message),
+            violations=_first(violations),
         )
 
     def administered(self, origin: Origin, *, caller: str, authenticator: str, change: str) -> None:
@@ -146,3 +151,13 @@ class AuditLog:
             authenticator=authenticator,
             change=change,
         )
+
+
+def _first(violations: Sequence[str]) -> list[str]:
+    shown = [_shortened(violation) for violation in violations[:_MOST_VIOLATIONS]]
+    left_out = len(violations) - len(shown)
+    return [*shown, f"and {left_out} more"] if left_out else shown
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"

@@ -497,3 +497,22 @@ def test_bad_role_is_refused_when_it_is_put(service: Service, document: dict[str
     assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT, refusal.message
     assert refusal.reason == "INVALID_ROLE"
     assert refusal.violations
+
+
+def test_refusal_with_many_long_names_reaches_a_client_with_default_limits(
+    service: Service, dns_role: str
+) -> None:
+    long_names = [pb.OtherName(type_id="1.2.3", value="é" * 900 + str(n)) for n in range(100)]
+    names = pb.CertificateNames(other_names=long_names)
+    credentials = grpc.ssl_channel_credentials(service.ca_file.read_bytes())
+    with grpc.secure_channel(service.address, credentials) as channel:
+        stub = service.stub_of(channel)
+        for _ in range(5):  # between their soft and their hard limit, clients throw dice
+            refusal = refused(
+                stub.Issue,
+                pb.IssueRequest(role=dns_role, names=names),
+                timeout=30,
+                metadata=service.metadata(service.token()),
+            )
+            assert refusal.code is grpc.StatusCode.PERMISSION_DENIED
+            assert len(refusal.violations) > 5

@@ -82,13 +82,15 @@ def test_each_decision_is_one_log_line_and_no_secret_is_in_it(service: Service) 
     ):
         with pytest.raises(grpc.RpcError):
             service.issue(bad, token=token)
+    with pytest.raises(grpc.RpcError):
+        service.sign(pb.SignRequest(role=role, csr_pem="not a CSR"), token=token)
     expired = service.token(ttl=-60)
     with pytest.raises(grpc.RpcError):
         service.issue(pb.IssueRequest(role=role), token=expired)
     time.sleep(0.3)
 
     lines = [line for line in service.new_log_lines() if line.get("type") == "audit"]
-    assert [line["decision"] for line in lines] == ["granted"] * 2 + ["refused"] * 3
+    assert [line["decision"] for line in lines] == ["granted"] * 2 + ["refused"] * 4
     granted = lines[0]
     assert granted["serial"] == issued.serial_number
     assert granted["spiffe_id"] == issued.spiffe_id
@@ -99,9 +101,9 @@ def test_each_decision_is_one_log_line_and_no_secret_is_in_it(service: Service) 
     assert granted["issuer"] == issued.issuer
     assert granted["not_after"]
     assert granted["time"]
-    assert len({line["request_id"] for line in lines}) == 5
+    assert len({line["request_id"] for line in lines}) == 6
     assert [line["reason"] for line in lines[2:]] == [
-        "POLICY_VIOLATED", "ROLE_DENIED", "CREDENTIAL_EXPIRED",
+        "POLICY_VIOLATED", "ROLE_DENIED", "INVALID_REQUEST", "CREDENTIAL_EXPIRED",
     ]  # fmt: skip
     everything = service.whole_log()
     assert "PRIVATE KEY" not in everything

@@ -112,7 +112,7 @@ class World:
         return await self.mint.issue(
             CALLER,
             "svid",
-            CertificateRequest(**asked),  # type: ignore[arg-type]
+            lambda: CertificateRequest(**asked),  # type: ignore[arg-type]
             origin=ORIGIN,
             deadline=Deadline.after(seconds),
         )

@@ -33,7 +33,7 @@ class AdminService(AdminServiceServicer):
         outcome = await self._administration.put_role(
             await call.authenticate(),
             call.origin,
-            translate.role_document(request.role),
+            lambda: translate.role_document(request.role),
             validate_only=request.validate_only,
         )
         return pb.PutRoleResponse(

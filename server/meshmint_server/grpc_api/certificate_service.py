@@ -32,7 +32,7 @@ class CertificateService(CertificateServiceServicer):
         issued = await self._mint.issue(
             caller,
             request.role,
-            translate.issue_request(request),
+            lambda: translate.issue_request(request),
             origin=call.origin,
             deadline=call.deadline,
         )
@@ -47,7 +47,7 @@ class CertificateService(CertificateServiceServicer):
         issued = await self._mint.issue(
             caller,
             request.role,
-            translate.sign_request(request),
+            lambda: translate.sign_request(request),
             origin=call.origin,
             deadline=call.deadline,
         )

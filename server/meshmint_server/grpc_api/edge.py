@@ -10,7 +10,7 @@ import asyncio
 import functools
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -22,7 +22,7 @@ from google.rpc import error_details_pb2, status_pb2
 from meshmint_server import telemetry
 from meshmint_server.audit import AuditLog, Origin
 from meshmint_server.authn import Authenticators
-from meshmint_server.errors import MeshmintError, Unauthenticated
+from meshmint_server.errors import MeshmintError, Unauthenticated, Violation
 from meshmint_server.issuance import Deadline
 from meshmint_server.policy import Caller
 
@@ -33,10 +33,13 @@ log = structlog.get_logger(__name__)
 ERROR_DOMAIN = "meshmint"
 REQUEST_ID_KEY = "x-request-id"
 _DETAILS_KEY = "grpc-status-details-bin"
-# Error details travel in HTTP/2 trailers, which clients limit to 8 KiB.
+# Error details travel in HTTP/2 trailers, which clients limit to 8 KiB; the message goes
+# there twice, once percent-encoded, and the details in base64. All in bytes.
 _MAX_VIOLATIONS = 20
+_MAX_ALL_VIOLATIONS = 3500
+_MAX_FIELD = 100
 _MAX_DESCRIPTION = 300
-_MAX_MESSAGE = 1000
+_MAX_MESSAGE = 700
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -129,7 +132,9 @@ def rpc(
             except asyncio.CancelledError:
                 code = "CANCELLED"
                 raise
-            except Exception:
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:  # a panic in a Rust extension is no Exception
                 code = "INTERNAL"
                 log.exception("bug: unexpected error", request_id=origin.request_id, rpc=name)
                 await context.abort(
@@ -181,20 +186,7 @@ async def _abort(
 def _details(error: MeshmintError) -> list[any_pb2.Any]:
     messages: list[Any] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)]
     if error.violations:
-        violations = [
-            error_details_pb2.BadRequest.FieldViolation(
-                field=_shorten(violation.field, 100),
-                description=_shorten(violation.description, _MAX_DESCRIPTION),
-            )
-            for violation in error.violations[:_MAX_VIOLATIONS]
-        ]
-        if (left_out := len(error.violations) - _MAX_VIOLATIONS) > 0:
-            violations.append(
-                error_details_pb2.BadRequest.FieldViolation(
-                    description=f"and {left_out} more violations"
-                )
-            )
-        messages.append(error_details_pb2.BadRequest(field_violations=violations))
+        messages.append(_bad_request(error.violations))
     if error.retry_after is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after * 1e9))
@@ -207,5 +199,25 @@ def _details(error: MeshmintError) -> list[any_pb2.Any]:
     return packed
 
 
+def _bad_request(violations: Sequence[Violation]) -> error_details_pb2.BadRequest:
+    """As many violations as fit, and how many did not."""
+    message = error_details_pb2.BadRequest()
+    for violation in violations[:_MAX_VIOLATIONS]:
+        shown = error_details_pb2.BadRequest.FieldViolation(
+            field=_shorten(violation.field, _MAX_FIELD),
+            description=_shorten(violation.description, _MAX_DESCRIPTION),
+        )
+        if message.ByteSize() + shown.ByteSize() > _MAX_ALL_VIOLATIONS:
+            break
+        message.field_violations.append(shown)
+    if (left_out := len(violations) - len(message.field_violations)) > 0:
+        message.field_violations.add(description=f"and {left_out} more violations")
+    return message
+
+
 def _shorten(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    """The text, or as much of it as fits into so many bytes."""
+    encoded = text.encode()
+    if len(encoded) <= limit:
+        return text
+    return encoded[: limit - len("…".encode())].decode(errors="ignore") + "…"

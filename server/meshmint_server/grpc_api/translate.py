@@ -57,6 +57,9 @@ _ISSUER_STATES = {
     IssuerState.RETIRED: admin_service_pb2.ISSUER_STATE_RETIRED,
 }
 
+# More than any certificate holds: policy refuses so many, and need not be handed millions.
+_MOST_NAMES = 2000
+
 _ROLE_DURATIONS = ("ttl", "max_ttl", "not_before_duration")
 
 
@@ -106,13 +109,15 @@ def sign_request(request: pb.SignRequest) -> CertificateRequest:
 def _names(names: pb.CertificateNames) -> Names:
     return Names(
         common_name=names.common_name,
-        dns_names=tuple(names.dns_names),
-        ip_addresses=tuple(names.ip_addresses),
-        uris=tuple(names.uris),
-        email_addresses=tuple(names.email_addresses),
-        other_names=tuple(OtherName(name.type_id, name.value) for name in names.other_names),
+        dns_names=tuple(names.dns_names[:_MOST_NAMES]),
+        ip_addresses=tuple(names.ip_addresses[:_MOST_NAMES]),
+        uris=tuple(names.uris[:_MOST_NAMES]),
+        email_addresses=tuple(names.email_addresses[:_MOST_NAMES]),
+        other_names=tuple(
+            OtherName(name.type_id, name.value) for name in names.other_names[:_MOST_NAMES]
+        ),
         subject_serial_number=names.subject_serial_number,
-        user_ids=tuple(names.user_ids),
+        user_ids=tuple(names.user_ids[:_MOST_NAMES]),
         exclude_common_name_from_sans=names.exclude_common_name_from_sans,
     )
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from meshmint_server.audit import AuditLog, Origin
-from meshmint_server.errors import MeshmintError, NotFound, PermissionDenied
+from meshmint_server.errors import InvalidRole, MeshmintError, NotFound, PermissionDenied
 from meshmint_server.issuance.roles import RoleBook
 from meshmint_server.policy import Caller, CallerMatcher, Role
 from meshmint_server.spiffe import TrustDomain
@@ -39,7 +39,7 @@ async def put_role(
 ) -> PutRole:
     """Creates a role or replaces it whole, if it differs. Idempotent."""
     row = await store.get_role(role.name)
-    before = None if row is None else Role.from_document(row.document)
+    before = None if row is None else _readable(row)
     if row is None:
         change = RoleChange.CREATED
     elif row.document == role.document():
@@ -49,6 +49,14 @@ async def put_role(
     if change is not RoleChange.UNCHANGED and not validate_only:
         await store.put_role(RoleRow(role.name, role.document()))
     return PutRole(role, before, change, role.warnings(trust_domain))
+
+
+def _readable(row: RoleRow) -> Role | None:
+    """The stored role; None if this version cannot read it, which must not stop its mending."""
+    try:
+        return Role.from_document(row.document)
+    except InvalidRole:
+        return None
 
 
 class Administration:
@@ -99,18 +107,25 @@ class Administration:
         self,
         caller: Caller,
         origin: Origin,
-        role_document: dict[str, object],
+        read: Callable[[], dict[str, object]],
         *,
         validate_only: bool,
     ) -> PutRole:
         """Creates or replaces a role.
+
+        Args:
+            caller: Who asks.
+            origin: Where the request came from.
+            read: Reads the role's document; raises InvalidRequest. Called only for an
+                administrator: nobody else's large document is worth the work.
+            validate_only: Says what would happen, and changes nothing.
 
         Raises:
             InvalidRole: It can never work; carries every violation.
         """
         self._require_admin(caller, origin)
         try:
-            role = Role.from_document(role_document)
+            role = Role.from_document(read())
         except MeshmintError as error:
             self._audit.refused(
                 origin,

@@ -112,12 +112,20 @@ class Mint:
         self,
         caller: Caller,
         role_name: str,
-        request: CertificateRequest,
+        read: Callable[[], CertificateRequest],
         *,
         origin: Origin,
         deadline: Deadline,
     ) -> Issued:
         """Decides about a request and, if it is granted, issues the certificate.
+
+        Args:
+            caller: Who asks.
+            role_name: The role asked for; may be empty.
+            read: Reads what is asked for; raises InvalidRequest. Called only for a
+                caller who has the role: reading a CSR costs a signature check.
+            origin: Where the request came from.
+            deadline: When the client stops waiting.
 
         Raises:
             MeshmintError: The request is refused, or cannot be served at
@@ -125,7 +133,7 @@ class Mint:
         """
         try:
             role = choose_role(self._roles.roles, caller, role_name)
-            return await self.issue_under(role, caller, request, origin=origin, deadline=deadline)
+            return await self.issue_under(role, caller, read(), origin=origin, deadline=deadline)
         except MeshmintError as error:
             self._audit.refused(
                 origin,
