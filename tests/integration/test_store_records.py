@@ -221,6 +221,23 @@ async def test_a_page_token_holds_for_its_own_list_and_filter_alone(store: Store
         await store.list_roles(1, token)
 
 
+async def test_a_text_that_the_database_does_not_take_fails_alone(store: Store):
+    rows = [record_row(caller="eve\0" if number == 3 else "alice") for number in range(8)]
+    outcomes = await asyncio.gather(*map(store.record, rows), return_exceptions=True)
+    guilty = outcomes.pop(3)  # PostgreSQL's text has no NUL; SQLite's has
+    assert guilty is None or getattr(guilty, "reason", "") == "RECORD_REFUSED"
+    assert outcomes == [None] * 7
+
+
+async def test_a_text_that_no_database_row_can_hold_is_not_found_or_refused(store: Store):
+    for look in (store.get_role("\0"), store.list_records(RecordFilter(caller="\0"))):
+        try:
+            found = await look
+        except InvalidRequest:
+            continue
+        assert found is None or not found.items
+
+
 async def test_malformed_page_tokens_are_refused(store: Store):
     await _record(store, *(record_row() for _ in range(3)))
     token = (await store.list_records(RecordFilter(), 1)).next_page_token

@@ -276,6 +276,10 @@ async def test_claims_become_flat_attributes(issuer: TokenIssuer) -> None:
         {"sub": ""},
         {"sub": 7},
         {"sub": "x" * 1025},
+        {"sub": "eve\0"},
+        {"sub": "eve\nalice"},
+        {"sub": "eve\x1b[2K"},
+        {"sub": "eve\u202e"},
     ],
 )
 async def test_claims_that_no_role_could_match_are_malformed(

@@ -72,10 +72,15 @@ class JwtAuthenticator:
             now=self._now(),
         )
         subject = token.claims.get("sub")
-        if not isinstance(subject, str) or not 0 < len(subject) <= MAX_SUBJECT:
+        # Printable, as it goes into logs and records; some databases take no NUL.
+        if (
+            not isinstance(subject, str)
+            or not 0 < len(subject) <= MAX_SUBJECT
+            or not subject.isprintable()
+        ):
             raise refuse(
                 Refusal.CREDENTIAL_MALFORMED,
-                f"the token has no subject ('sub') of 1 to {MAX_SUBJECT} characters",
+                f"the token has no subject ('sub') of 1 to {MAX_SUBJECT} printable characters",
             )
         attributes = claim_attributes(token.claims)
         caller = Caller(

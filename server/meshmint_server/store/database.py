@@ -22,7 +22,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from meshmint_server.errors import StoreUnavailable
+from meshmint_server.errors import InvalidRequest, StoreUnavailable
 from meshmint_server.store.url import PostgresUrl, SqliteUrl
 
 __all__ = ["Database", "RowRefused", "TimeLimits"]
@@ -98,6 +98,7 @@ class Database:
 
         Raises:
             RowRefused: A constraint or a type refused what was written.
+            InvalidRequest: A type refused what was asked for.
             StoreUnavailable: Anything else went wrong; a commit may or may not have
                 happened if the connection broke during it.
         """
@@ -110,11 +111,15 @@ class Database:
                     return await _attempt(engine, work)
         except _Stale as fault:
             raise unavailable(fault.__cause__ or fault) from None
-        except (IntegrityError, DataError) as fault:
-            _log.warning("store.row_refused", **_details(fault))
-            raise RowRefused from None
         except _FAULTS as fault:
-            raise unavailable(fault) from None
+            if not _is_about_a_value(fault):
+                raise unavailable(fault) from None
+            _log.warning("store.row_refused", **_details(fault))
+            if writes:
+                raise RowRefused from None
+            raise InvalidRequest(
+                "There can be no such value: leave control characters out."
+            ) from None
 
     async def run_migration(self, work: Work[T]) -> T:
         """Runs `work` in one writing transaction with the time that a migration may take.
@@ -173,6 +178,16 @@ async def _attempt(engine: AsyncEngine, work: Work[T]) -> T:
             raise
         await transaction.commit()
         return result
+
+
+def _is_about_a_value(fault: BaseException) -> bool:
+    """Whether the database is well and only dislikes what it was given."""
+    if isinstance(fault, IntegrityError | DataError):
+        return True
+    # asyncpg's data exceptions (class 22: a NUL in text, a number out of range) come
+    # out of SQLAlchemy without a class of their own.
+    state = getattr(getattr(fault, "orig", None), "sqlstate", None)
+    return isinstance(state, str) and state.startswith("22")
 
 
 def unavailable(fault: BaseException) -> StoreUnavailable:
