@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs programs from the system's packages, if they are missing.
 #   deploy/packages.sh NAME…
-# Names are Debian's: softhsm2 postgresql openssl gnutls-bin opensc p11-kit
+# Names are Debian's: make softhsm2 postgresql openssl gnutls-bin opensc p11-kit
 # python3.X-venv. Needs root, or sudo. Does nothing where all is there.
 set -eu
 
@@ -32,6 +32,7 @@ present() {
             /usr/libexec/postgresql*/postgres /usr/lib/postgresql*/bin/postgres \
             /opt/homebrew/opt/postgresql*/bin/postgres /usr/local/opt/postgresql*/bin/postgres
         ;;
+    make) has make ;;
     openssl) has openssl ;;
     gnutls-bin) has certtool ;;
     opensc) has pkcs11-tool ;;

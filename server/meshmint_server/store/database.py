@@ -234,6 +234,13 @@ def _sqlite_engine(url: SqliteUrl, limits: TimeLimits, pool_size: int) -> AsyncE
         hide_parameters=True,
     )
 
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def refuse_a_missing_file(*_: Any) -> None:
+        # Before aiosqlite starts a thread for it: one whose connection fails
+        # still answers after the event loop may have ended.
+        if not url.path.exists():
+            raise sqlite3.OperationalError("unable to open database file")
+
     @event.listens_for(engine.sync_engine, "connect")
     def prepare(dbapi_connection: Any, record: Any) -> None:
         cursor = dbapi_connection.cursor()
