@@ -39,7 +39,11 @@ def domain_cases(draw: st.DrawFn) -> Case:
         ["{{ kubernetes.namespace }}.svc", "{{claims.host}}.example.com", "{{ claims.team }}"]
     )
     entry = draw(templates if is_template else entries)
-    caller = draw(callers())
+    fact = draw(
+        st.sampled_from(["shop", "shop", "x.y", "*", "a/b", "..", "", "ops@example.com", ("shop",)])
+    )
+    named = ("kubernetes.namespace", "claims.team", "claims.host")
+    caller: tuple[dict[str, Any], str | None] = (dict.fromkeys(named, fact), None)
     document = {
         **_BASE,
         "allowed_domains": [entry],
@@ -55,8 +59,7 @@ def domain_cases(draw: st.DrawFn) -> Case:
             st.sampled_from([["email", "hostname"], ["hostname"], ["email"], ["disabled"]])
         ),
     }
-    facts = [value for value in caller[0].values() if isinstance(value, str) and value]
-    value = draw(st.sampled_from(facts or ["shop"]))
+    value = fact if isinstance(fact, str) else fact[0]
     domain = draw(st.sampled_from([entry, *entry.split("@")[1:], "example.com"]))
     if is_template:
         domain = value.join(("", domain.partition("}}")[2]))
@@ -71,6 +74,7 @@ def domain_cases(draw: st.DrawFn) -> Case:
                 "*.{}",
                 "*.x.{}",
                 "bad{}",
+                "x.bad{}",
                 "under_score.{}",
                 "{}.net",
                 "ops@{}",
@@ -166,3 +170,41 @@ def validity_cases(draw: st.DrawFn) -> Case:
     if draw(st.booleans()):
         wanted["not_before"] = NOW + timedelta(seconds=draw(st.integers(-4_000, 4_000)))
     return document, _PLAIN_CALLER, CertificateRequest(validity=Validity(**wanted))
+
+
+@st.composite
+def template_cases(draw: st.DrawFn) -> Case:
+    """URI templates whose facts try to say more than one segment."""
+    fact = draw(
+        st.sampled_from(
+            ["shop", "x.y", "*", "s*", "a/b", "a/b", "..", "", "a?b", ("shop",), ("a", "b")]
+        )
+    )
+    document = {
+        **_BASE,
+        "spiffe": draw(st.sampled_from(["matching", "none"])),
+        "allowed_uri_sans": ["spiffe://example.org/ns/{{ kubernetes.namespace }}/*"],
+        "allowed_uri_sans_template": True,
+        "allow_globs_in_identity_templates": draw(st.booleans()),
+    }
+    said = fact if isinstance(fact, str) else fact[0]
+    segment = draw(st.sampled_from([said, said.replace("*", "hop") or "x", "shop"]))
+    tail = draw(st.sampled_from(["", "/x", "/x", "/x/y"]))
+    names = Names(uris=(f"spiffe://example.org/ns/{segment}{tail}",))
+    caller = ({"kubernetes.namespace": fact}, None)
+    return document, caller, CertificateRequest(names=names)
+
+
+@st.composite
+def several_uri_cases(draw: st.DrawFn) -> Case:
+    """Two URIs, each of which a pattern of the role allows."""
+    document = {
+        **_BASE,
+        "spiffe": draw(st.sampled_from(["matching", "none", "none"])),
+        "allowed_uri_sans": ["spiffe://example.org/*", "https://a.test/*"],
+    }
+    uri = st.sampled_from(
+        ["spiffe://example.org/x", "spiffe://example.org/y", "https://a.test/x", "https://a.test/y"]
+    )
+    uris = draw(st.lists(uri, min_size=1, max_size=2))
+    return document, _PLAIN_CALLER, CertificateRequest(names=Names(uris=tuple(uris)))

@@ -161,6 +161,8 @@ def roles(draw: st.DrawFn) -> dict[str, Any]:
         "country": draw(st.sampled_from([[], ["DE"]])),
         "not_before_duration": draw(st.sampled_from([0, 30])),
     }
+    sizes = {"rsa": [0, 2048, 3072, 4096], "ec": [0, 256, 384, 521]}
+    document["key_bits"] = draw(st.sampled_from(sizes.get(document["key_type"], [0])))
     if spiffe != "own":
         document["allowed_uri_sans"] = draw(st.lists(patterns, max_size=3, unique=True))
     if spiffe == "matching":

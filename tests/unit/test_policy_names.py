@@ -270,12 +270,19 @@ def test_free_text_common_name_needs_enforce_hostnames_off() -> None:
 
 
 @pytest.mark.parametrize(
-    "common_name", ["ops@*.example.com", "a.*.example.com", "f*o", "a@b@c.test"]
+    "common_name",
+    ["ops@*.example.com", "a.*.example.com", "f*o", "a@b@c.test", "..", "a..b", "a.test."],
 )
-def test_broken_address_or_wildcard_is_no_free_text(common_name: str) -> None:
+def test_broken_address_wildcard_or_name_is_no_free_text(common_name: str) -> None:
     role = make_role(allow_any_name=True, enforce_hostnames=False)
     with pytest.raises(InvalidRequest):
         decide_names(role, Names(common_name=common_name))
+
+
+def test_long_single_word_may_be_a_free_text_common_name() -> None:
+    fingerprint = "0123456789abcdef" * 4
+    role = make_role(allow_any_name=True, enforce_hostnames=False)
+    assert decide_names(role, Names(common_name=fingerprint)).sans == ()
 
 
 def test_ip_literal_as_common_name_is_an_ip_san() -> None:

@@ -7,6 +7,7 @@ from the caller's own identity.
 from __future__ import annotations
 
 import ipaddress
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -42,6 +43,8 @@ from meshmint_server.policy.uris import Uri
 from meshmint_server.spiffe import SpiffeId, TrustDomain
 
 __all__ = ["GrantedNames", "decide_names"]
+
+_DOTTED = re.compile(r"[A-Za-z0-9._-]+")
 
 MAX_SANS = 1000
 MAX_USER_IDS = 16
@@ -168,8 +171,7 @@ class _Granting:
         except MalformedName as error:
             if is_unchecked:
                 return text
-            # Text is no attempt at a name: a broken address or wildcard is not text.
-            if role.enforce_hostnames or "*" in text or "@" in text:
+            if role.enforce_hostnames or _means_to_be_a_name(text):
                 self._findings.malformed(field, str(error))
             elif not self._allows_text(text):
                 self._findings.outside(field, "the role does not allow this common name")
@@ -348,6 +350,11 @@ class _Granting:
                 "the role takes the common name from the request, not from the CSR; ask for it in "
                 "names, or leave it out of the CSR",
             )
+
+
+def _means_to_be_a_name(text: str) -> bool:
+    """Tells a broken address, wildcard or dotted name from text that never was a name."""
+    return "@" in text or "*" in text or ("." in text and bool(_DOTTED.fullmatch(text)))
 
 
 def _parse_common_name(
