@@ -199,7 +199,7 @@ class Config(_Section):
             or ``postgresql://user@host/database?password_file=/path``.
         keys: Where signing keys are.
         authenticators: Who vouches for callers; at least one is needed to issue.
-        admins: Callers that may use AdminService.
+        admins: Callers that may use AdminService; a matcher that matches everybody is refused.
         default_ttl: Lifetime where neither role nor request says one.
         max_ttl: The longest lifetime that any role can give.
         workers: Number of worker processes.
@@ -234,6 +234,11 @@ class Config(_Section):
             raise ValueError(
                 "without TLS the server listens only on loopback or a unix socket: "
                 "set tls.mode to 'own' or 'files', or listen on 127.0.0.1"
+            )
+        if any(matcher.is_open for matcher in self.admins):
+            raise ValueError(
+                "admins: an empty matcher makes every caller an administrator: "
+                "name the authenticator and the caller"
             )
         if self.default_ttl > self.max_ttl:
             raise ValueError("default_ttl is longer than max_ttl")

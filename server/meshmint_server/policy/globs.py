@@ -21,11 +21,6 @@ class Glob:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_pieces", tuple(self.pattern.split("*")))
 
-    @property
-    def is_literal(self) -> bool:
-        """Whether the pattern has no "*"."""
-        return len(self._pieces) == 1
-
     def matches(self, text: str) -> bool:
         """Tells whether the whole text fits."""
         first, *rest = self._pieces
