@@ -247,6 +247,7 @@ def test_both_tls_usages_may_also_come_by_name_or_oid() -> None:
         ({"callers": [{}]}, "every authenticated caller"),
         ({"allowed_uri_sans": ["spiffe://example.com/*"]}, "trust domain example.com"),
         ({"spiffe": "matching", "allowed_uri_sans": ["spiffe://example.com/*"]}, "grants nothing"),
+        ({"allowed_uri_sans": ["*"]}, "every SPIFFE ID"),
         ({"allowed_domains": ["a.test"]}, "no effect"),
         ({"allowed_domains": ["*.a.test"], "allow_bare_domains": True}, "no glob"),
         ({"allow_any_name": True}, "every DNS name"),

@@ -15,7 +15,7 @@ from meshmint_server.policy import subject, usages
 from meshmint_server.policy.names import MalformedName
 from meshmint_server.policy.other_names import OtherNameRules
 from meshmint_server.policy.templates import InvalidTemplate, Template
-from meshmint_server.policy.uris import SpiffePattern, WebPattern, parse_pattern
+from meshmint_server.policy.uris import AnyUri, SpiffePattern, WebPattern, parse_pattern
 from meshmint_server.spiffe import TrustDomain
 
 if TYPE_CHECKING:
@@ -246,6 +246,8 @@ def _warnings(role: Role, trust_domain: TrustDomain) -> Iterable[str]:
                     else "verifiers of that trust domain will not trust these certificates"
                 )
             )
+    if any(isinstance(pattern, AnyUri) for pattern in role.uri_patterns):
+        yield 'allowed_uri_sans has "*": callers can ask for every SPIFFE ID of this trust domain'
     flags = role.allow_bare_domains or role.allow_subdomains or role.allow_glob_domains
     if role.allowed_domains and not flags and not role.allow_any_name:
         yield (
