@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from meshmint_server.audit import AuditLog, Origin
 from meshmint_server.authority import Issuer
 from meshmint_server.errors import (
@@ -25,10 +22,10 @@ from meshmint_server.errors import (
 )
 from meshmint_server.issuance import Deadline, Issued, Mint
 from meshmint_server.issuance.subject_keys import SubjectKeys
-from meshmint_server.keys import KeyAttributes, SignatureAlgorithm
 from meshmint_server.policy import Bounds, Caller, CertificateRequest, KeyAlgorithm, Role, Validity
 from meshmint_server.spiffe import SpiffeId, TrustDomain
-from meshmint_server.store import IssuerState, RecordFilter, RecordRow, Store
+from meshmint_server.store import RecordFilter, RecordRow, Store
+from support.software_key import SoftwareKey, software_issuer
 
 TRUST_DOMAIN = TrustDomain("mesh.example")
 ORIGIN = Origin("0" * 32, "CertificateService/Issue", "ipv4:127.0.0.1:1")
@@ -42,45 +39,6 @@ CALLER = Caller(
 ROLE = Role.from_document(
     {"name": "svid", "spiffe": "own", "key_type": "ec", "ttl": "1h", "callers": [{"subject": "*"}]}
 )
-
-
-class SoftwareKey:
-    """A signing key that misbehaves on demand: no real token does so when asked."""
-
-    uri = "file:test.pem"
-
-    def __init__(self) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self.public_key = self._key.public_key()
-        self.signatures = 0
-        self.fault: BaseException | None = None
-        self.delay = 0.0
-        self.is_lying = False
-
-    async def sign(self, data: bytes, algorithm: SignatureAlgorithm) -> bytes:
-        await asyncio.sleep(self.delay)
-        if self.fault is not None:
-            raise self.fault
-        self.signatures += 1
-        message = data + b"!" if self.is_lying else data
-        return self._key.sign(message, ec.ECDSA(hashes.SHA256()))
-
-    async def attributes(self) -> KeyAttributes:
-        raise NotImplementedError
-
-    def certify(self, lifetime: timedelta) -> x509.Certificate:
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "issuer")])
-        now = datetime.now(UTC)
-        return (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(self.public_key)
-            .serial_number(1)
-            .not_valid_before(now - timedelta(days=2))
-            .not_valid_after(now + lifetime)
-            .sign(self._key, hashes.SHA256())
-        )
 
 
 class OneIssuer:
@@ -124,21 +82,7 @@ class World:
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     key = SoftwareKey()
-    certificate = key.certify(timedelta(days=1))
-    pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
-    issuer = Issuer(
-        name="one",
-        state=IssuerState.ACTIVE,
-        certificate=certificate,
-        certificate_pem=pem,
-        chain_pem=(),
-        roots_pem=(pem,),
-        trust_bundle_pem=(pem,),
-        key=key,
-        authority_key_identifier=x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key),
-        subject_key_identifier=b"one",
-        not_after=certificate.not_valid_after_utc,
-    )
+    issuer = software_issuer(key, timedelta(days=1))
     store = Store.open(f"sqlite:///{tmp_path}/store.db")
     await store.migrate()
     issuers = OneIssuer(issuer)

@@ -1,24 +1,24 @@
 """Generated roles, callers and requests: what is granted always satisfies the role.
 
-The decision is turned into a real certificate, and an independent oracle judges
-that certificate against the role's document.
+The decision becomes a certificate by the service's own issuance, and an independent
+oracle judges that certificate against the role's document.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from meshmint_server.errors import InvalidRequest, InvalidRole, PolicyViolated
+from meshmint_server.issuance.prepare import prepare
 from meshmint_server.policy import (
     CertificateRequest,
     CsrContents,
@@ -41,8 +41,14 @@ from support.generated_cases import (
 )
 from support.policy import BOUNDS, NOW, make_caller
 from support.role_oracle import find_problems, san_of
+from support.software_key import SoftwareKey, software_issuer
 
-ISSUER_KEY = ec.generate_private_key(ec.SECP256R1())
+ISSUER_KEY = SoftwareKey()
+# It outlives whatever a generated role may ask for.
+ISSUER = replace(
+    software_issuer(ISSUER_KEY, timedelta(days=1)),
+    not_after=datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC),
+)
 CURVES = {256: ec.SECP256R1(), 384: ec.SECP384R1(), 521: ec.SECP521R1()}
 
 
@@ -59,30 +65,11 @@ def _public_key(
     return ed25519.Ed25519PrivateKey.generate().public_key()
 
 
-def _certify(decision: Decision) -> x509.Certificate:
-    """Writes a certificate that holds what the decision says, and reads it again."""
+def _issue(decision: Decision) -> x509.Certificate:
+    """Has the decision issued as the service does, and reads the certificate again."""
     key = decision.key
     public_key = _public_key(key) if isinstance(key, KeyAlgorithm) else key
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(decision.subject)
-        .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "issuer")]))
-        .public_key(public_key)
-        .serial_number(1)
-        .not_valid_before(decision.not_before)
-        .not_valid_after(decision.not_after)
-    )
-    extensions: list[x509.ExtensionType | None] = [
-        x509.SubjectAlternativeName(decision.sans) if decision.sans else None,
-        decision.key_usage,
-        x509.ExtendedKeyUsage(decision.ext_key_usages) if decision.ext_key_usages else None,
-        x509.BasicConstraints(ca=False, path_length=None) if decision.basic_constraints else None,
-    ]
-    for extension in extensions:
-        if extension is not None:
-            builder = builder.add_extension(extension, critical=False)
-    signed = builder.sign(ISSUER_KEY, hashes.SHA256())
-    return x509.load_der_x509_certificate(signed.public_bytes(serialization.Encoding.DER))
+    return ISSUER_KEY.complete(prepare(decision, ISSUER, public_key, NOW).to_be_signed)
 
 
 def _judge(
@@ -107,7 +94,7 @@ def _judge(
     if refused is not None:
         assert refused.violations
         return False
-    certificate = _certify(decision)
+    certificate = _issue(decision)
     facts = {**caller.attributes, **({"spiffe_id": spiffe_id} if spiffe_id else {})}
     problems = find_problems(
         certificate,
@@ -233,7 +220,7 @@ def test_oracle_and_policy_meet_on_a_plain_case() -> None:
     role = Role.from_document(document)
     decision = decide(role, make_caller(), CertificateRequest(), now=NOW, bounds=BOUNDS)
     problems = find_problems(
-        _certify(decision),
+        _issue(decision),
         document,
         {"spiffe_id": "spiffe://example.org/ns/shop/sa/other"},
         trust_domain="example.org",
@@ -242,4 +229,4 @@ def test_oracle_and_policy_meet_on_a_plain_case() -> None:
     )
     assert problems == ["ends too late", "lives too long", "somebody else's SPIFFE ID"]
     with pytest.raises(AssertionError):
-        _check_nothing_was_dropped(Names(dns_names=("a.test",)), _certify(decision))
+        _check_nothing_was_dropped(Names(dns_names=("a.test",)), _issue(decision))
