@@ -467,7 +467,7 @@ Global___Role: _TypeAlias = Role  # noqa: Y015
 @_typing.final
 class CallerMatcher(_message.Message):
     """Matches callers. Every field that is set must match; one that is left out
-    matches all. "*" in a value stands for any characters.
+    matches all. "*" in a value stands for any characters, except in spiffe_id.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -507,7 +507,7 @@ class CallerMatcher(_message.Message):
     service_account: _builtins.str
     """Kubernetes service account name."""
     spiffe_id: _builtins.str
-    """The caller's own SPIFFE ID."""
+    """The caller's own SPIFFE ID: a pattern as in allowed_uri_sans, or "*" alone."""
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Attributes by name, such as "claims.email"; of an attribute with several
