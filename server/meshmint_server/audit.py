@@ -160,4 +160,7 @@ def _first(violations: Sequence[str]) -> list[str]:
 
 
 def _shortened(text: str) -> str:
+    if not text.isprintable():
+        # In the form for people, control characters would reach the terminal.
+        text = ascii(text)[1:-1]
     return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"

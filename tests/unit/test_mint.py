@@ -142,7 +142,7 @@ async def test_deadline_passed_while_signing_mints_nothing(world: World) -> None
     assert await world.recorded() == 0
 
 
-async def test_client_that_hangs_up_while_recording_still_leaves_a_record(
+async def test_client_that_hangs_up_while_recording_still_leaves_a_record_and_its_log_line(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached = asyncio.Event()
@@ -154,13 +154,18 @@ async def test_client_that_hangs_up_while_recording_still_leaves_a_record(
         await record(row)
 
     monkeypatch.setattr(world.store, "record", slow)
+    logged: list[str] = []
+    monkeypatch.setattr(
+        AuditLog, "granted", lambda _self, _origin, **facts: logged.append(facts["serial"])
+    )
     call = asyncio.create_task(world.issue())
     await reached.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
     await asyncio.sleep(0.5)
-    assert await world.recorded() == 1
+    (row,) = (await world.store.list_records(RecordFilter())).items
+    assert logged == [row.serial_number]
 
 
 async def test_leaf_that_would_outlive_its_issuer_is_refused(world: World) -> None:

@@ -123,6 +123,12 @@ def test_what_a_caller_can_put_into_one_log_line_is_bounded() -> None:
     assert lines[0]["violations"][-1] == "and 949 more"
 
 
+def test_control_characters_in_a_refused_role_name_do_not_reach_a_terminal() -> None:
+    with structlog.testing.capture_logs() as lines:
+        AuditLog().refused(ORIGIN, reason="R", message="m", role="\x1b[2Jr", violations=["\nv"])
+    assert (lines[0]["role"], lines[0]["violations"]) == ("\\x1b[2Jr", ["\\nv"])
+
+
 class Context:
     """What the edge asks of gRPC's context; abort ends the call, as gRPC's does."""
 

@@ -171,36 +171,24 @@ class Mint:
             prepared = prepare(decision, issuer, public_key, now)
             certificate, der = await self._sign(prepared)
         serial = f"{prepared.serial_number:x}"
-        names = tuple(_name_text(name) for name in decision.sans)
-        if decision.is_recorded:
-            await self._record(
-                RecordRow(
-                    serial_number=serial,
-                    certificate=der,
-                    issuer=issuer.name,
-                    role=role.name,
-                    authenticator=caller.authenticator,
-                    caller=caller.subject,
-                    spiffe_id=None if decision.spiffe_id is None else str(decision.spiffe_id),
-                    subject=decision.subject.rfc4514_string(),
-                    names=names,
-                    not_before=decision.not_before,
-                    not_after=decision.not_after,
-                    created_at=now,
-                    request_id=origin.request_id,
-                )
-            )
-        self._audit.granted(
-            origin,
-            caller=caller.subject,
-            authenticator=caller.authenticator,
-            role=role.name,
-            spiffe_id=None if decision.spiffe_id is None else str(decision.spiffe_id),
-            names=names,
-            serial=serial,
+        row = RecordRow(
+            serial_number=serial,
+            certificate=der,
             issuer=issuer.name,
+            role=role.name,
+            authenticator=caller.authenticator,
+            caller=caller.subject,
+            spiffe_id=None if decision.spiffe_id is None else str(decision.spiffe_id),
+            subject=decision.subject.rfc4514_string(),
+            names=tuple(_name_text(name) for name in decision.sans),
+            not_before=decision.not_before,
             not_after=decision.not_after,
+            created_at=now,
+            request_id=origin.request_id,
         )
+        # Shielded: a client that hangs up now must leave neither a certificate without
+        # its record nor a record without its line in the log.
+        await asyncio.shield(self._write_down(row, origin, is_recorded=decision.is_recorded))
         return Issued(
             decision=decision,
             issuer=issuer,
@@ -235,13 +223,27 @@ class Mint:
             ) from error
         return certificate, der
 
+    async def _write_down(self, row: RecordRow, origin: Origin, *, is_recorded: bool) -> None:
+        """Records the certificate, unless its role says otherwise, and logs that it was granted."""
+        if is_recorded:
+            await self._record(row)
+        self._audit.granted(
+            origin,
+            caller=row.caller,
+            authenticator=row.authenticator,
+            role=row.role,
+            spiffe_id=row.spiffe_id,
+            names=row.names,
+            serial=row.serial_number,
+            issuer=row.issuer,
+            not_after=row.not_after,
+        )
+
     async def _record(self, row: RecordRow) -> None:
         started = time.perf_counter()
         outcome = "failed"
         try:
-            # Shielded: a client that hangs up now must not leave it open whether
-            # the certificate is on record.
-            await asyncio.shield(self._store.record(row))
+            await self._store.record(row)
             outcome = "recorded"
         finally:
             telemetry.STORE_SECONDS.labels(outcome).observe(time.perf_counter() - started)
