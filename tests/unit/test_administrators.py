@@ -31,6 +31,16 @@ def test_a_matcher_that_makes_everybody_an_administrator_is_refused(tmp_path: Pa
         load(tmp_path, [{"subject": "alice"}, {}])
 
 
+@pytest.mark.parametrize(
+    "field", ["authenticator", "subject", "namespace", "service_account", "spiffe_id"]
+)
+def test_a_text_that_came_out_empty_makes_nobody_an_administrator(
+    tmp_path: Path, field: str
+) -> None:
+    with pytest.raises(ConfigError, match="narrows nothing"):
+        load(tmp_path, [{"authenticator": "idp", field: ""}])
+
+
 async def test_a_stored_role_that_cannot_be_read_can_be_put_again(tmp_path: Path) -> None:
     store = Store.open(f"sqlite:///{tmp_path}/store.db")
     await store.migrate()

@@ -23,11 +23,21 @@ _SERVICE_ACCOUNT = "kubernetes.service_account"
 
 
 def _check_spiffe_pattern(text: str) -> str:
-    if text in ("", "*"):
+    if text == "*":
         return text
     if not isinstance(parse_pattern(text), SpiffePattern):
         raise MalformedName("a SPIFFE pattern starts with 'spiffe://'")
     return text
+
+
+def _refuse_empty(text: str) -> str:
+    # What was meant to narrow, and came out empty in somebody's template, must not widen.
+    if not text:
+        raise ValueError('an empty text narrows nothing: leave the field out, or write "*"')
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_refuse_empty)]
 
 
 class CallerMatcher(BaseModel):
@@ -45,11 +55,11 @@ class CallerMatcher(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    authenticator: str = ""
-    subject: str = ""
-    namespace: str = ""
-    service_account: str = ""
-    spiffe_id: Annotated[str, AfterValidator(_check_spiffe_pattern)] = ""
+    authenticator: _Text = ""
+    subject: _Text = ""
+    namespace: _Text = ""
+    service_account: _Text = ""
+    spiffe_id: Annotated[_Text, AfterValidator(_check_spiffe_pattern)] = ""
     attributes: Mapping[str, str] = Field(default_factory=dict)
 
     @property
