@@ -414,8 +414,11 @@ class Service:
         """A role name that no test has used."""
         return f"role-{next(self._names)}-{uuid.uuid4().hex[:6]}"
 
-    def put_role(self, document: dict[str, object], *, wait: bool = True) -> str:
-        """Puts a role for the callers of the namespace shop, unless it says otherwise."""
+    def put_role(self, document: dict[str, object]) -> str:
+        """Puts a role for the callers of the namespace shop, unless it says otherwise.
+
+        The worker behind `channel` knows it at once, the others within a second.
+        """
         name = self.unique_name()
         whole = {"name": name, "callers": [{"namespace": "shop"}], **document}
         message = role_pb2.Role()
@@ -423,9 +426,27 @@ class Service:
         self.admin.PutRole(
             admin_pb.PutRoleRequest(role=message), timeout=10, metadata=self.admin_metadata
         )
-        if wait:
-            time.sleep(0.6)  # every worker knows it by then
         return name
+
+    def wait_until_everywhere(self, role: str) -> None:
+        """Waits until every worker knows the role: many connections in a row may use it."""
+        deadline = time.monotonic() + START_SECONDS
+        in_a_row = 0
+        while in_a_row < 6 * self.workers:
+            with self.new_channel() as channel:
+                try:
+                    self.stub_of(channel).Issue(
+                        pb.IssueRequest(role=role),
+                        timeout=10,
+                        metadata=self.metadata(self.token()),
+                    )
+                except grpc.RpcError as error:
+                    if "no such role" not in (error.details() or ""):
+                        raise
+                    in_a_row = 0
+                    assert time.monotonic() < deadline, f"a worker does not learn of {role}"
+                else:
+                    in_a_row += 1
 
     def get_record(self, serial_number: str) -> admin_pb.Record:
         """The record of one certificate."""
