@@ -34,6 +34,7 @@ from meshmint_server.policy import (
     Role,
     choose_role,
     decide,
+    decode_other_name,
 )
 from meshmint_server.store import RecordRow, Store
 
@@ -264,13 +265,6 @@ def _name_text(name: x509.GeneralName) -> str:
         case x509.RFC822Name():
             return f"email:{name.value}"
         case x509.OtherName():
-            # The value is DER of a UTF8String (policy admits no other).
-            return f"other:{name.type_id.dotted_string};UTF8:{_utf8_string(name.value)}"
+            return f"other:{name.type_id.dotted_string};UTF8:{decode_other_name(name).value}"
         case _:
             raise TypeError(f"policy granted a name of an unknown type: {type(name).__name__}")
-
-
-def _utf8_string(der: bytes) -> str:
-    length = der[1]
-    header = 2 if length < 0x80 else 2 + (length & 0x7F)
-    return der[header:].decode("utf-8")

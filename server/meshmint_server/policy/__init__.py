@@ -6,6 +6,7 @@ from meshmint_server.policy.choose import choose_role
 from meshmint_server.policy.csr import parse_csr, parse_csr_der
 from meshmint_server.policy.decide import Bounds, decide
 from meshmint_server.policy.decision import Decision
+from meshmint_server.policy.other_names import decode_other_name
 from meshmint_server.policy.request import (
     CertificateRequest,
     CsrContents,
@@ -34,6 +35,7 @@ __all__ = [
     "Validity",
     "choose_role",
     "decide",
+    "decode_other_name",
     "parse_csr",
     "parse_csr_der",
 ]

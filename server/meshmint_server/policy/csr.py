@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from meshmint_server.errors import InvalidRequest, Violation
+from meshmint_server.policy.other_names import decode_other_name
 from meshmint_server.policy.request import CsrContents, Names, OtherName, PublicKey
 
 __all__ = ["parse_csr", "parse_csr_der"]
@@ -42,7 +43,6 @@ _WHITE = re.compile(r"\s+")
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _EXTENSION_REQUESTS = frozenset({"1.2.840.113549.1.9.14", "1.3.6.1.4.1.311.2.1.14"})
-_UTF8_STRING = 0x0C
 
 # What cryptography raises at bytes that are not what they should be.
 _MALFORMED = (
@@ -261,7 +261,10 @@ def _read_san(name: x509.GeneralName, found: _Found) -> None:
             raise _malformed("it names a network where an IP address belongs")
         found.ip_addresses.append(text)
     elif isinstance(name, x509.OtherName):
-        found.other_names.append(OtherName(name.type_id.dotted_string, _utf8_string(name.value)))
+        try:
+            found.other_names.append(decode_other_name(name))
+        except ValueError as error:
+            raise _malformed(f"an otherName SAN {error}") from None
     else:
         raise _malformed("its SANs hold a directory name or registered ID, which no role grants")
 
@@ -286,22 +289,3 @@ def _read_key_usage(usage: x509.KeyUsage) -> frozenset[str]:
     if usage.key_agreement:
         names |= {"encipher_only", "decipher_only"}
     return frozenset(name for name in names if getattr(usage, name))
-
-
-def _utf8_string(der: bytes) -> str:
-    """Reads a DER UTF8String that fills the value."""
-    if len(der) < 3 or der[0] != _UTF8_STRING:
-        raise _malformed("an otherName SAN is not a UTF8String")
-    length, start = der[1], 2
-    if length >= 0x80:
-        octets = length & 0x7F
-        length = int.from_bytes(der[2 : 2 + octets], "big")
-        start = 2 + octets
-        if octets not in (1, 2) or length < 0x80 or (octets == 2 and length < 0x100):
-            raise _malformed("an otherName SAN is not DER")
-    if len(der) != start + length:
-        raise _malformed("an otherName SAN is not DER")
-    try:
-        return der[start:].decode()
-    except UnicodeDecodeError:
-        raise _malformed("an otherName SAN is not UTF-8") from None

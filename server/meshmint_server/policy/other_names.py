@@ -11,7 +11,7 @@ from meshmint_server.policy.globs import Glob
 from meshmint_server.policy.request import OtherName
 from meshmint_server.policy.usages import parse_oid
 
-__all__ = ["OtherNameRules", "encode_other_name"]
+__all__ = ["OtherNameRules", "decode_other_name", "encode_other_name"]
 
 MAX_VALUE = 1024
 _UTF8_STRING = 0x0C
@@ -62,6 +62,30 @@ def encode_other_name(name: OtherName) -> x509.OtherName:
     if not name.value or len(name.value) > MAX_VALUE or not name.value.isprintable():
         raise ValueError(f"the value has 1 to {MAX_VALUE} characters and no control characters")
     return x509.OtherName(oid, _der_utf8(name.value.encode()))
+
+
+def decode_other_name(name: x509.OtherName) -> OtherName:
+    """Reads an otherName whose value is a DER UTF8String and nothing else.
+
+    Raises:
+        ValueError: Its value is anything else; the message goes on from "an otherName …".
+    """
+    der = name.value
+    if len(der) < 3 or der[0] != _UTF8_STRING:
+        raise ValueError("is not a UTF8String")
+    length, start = der[1], 2
+    if length >= 0x80:
+        octets = length & 0x7F
+        length = int.from_bytes(der[2 : 2 + octets], "big")
+        start = 2 + octets
+        if octets not in (1, 2) or length < 0x80 or (octets == 2 and length < 0x100):
+            raise ValueError("is not DER")
+    if len(der) != start + length:
+        raise ValueError("is not DER")
+    try:
+        return OtherName(name.type_id.dotted_string, der[start:].decode())
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8") from None
 
 
 def _der_utf8(data: bytes) -> bytes:
