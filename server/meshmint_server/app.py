@@ -41,9 +41,10 @@ from meshmint_server.issuance import (
     ReadinessProbe,
     RoleBook,
     ServiceCertificate,
+    service_spiffe_id,
 )
 from meshmint_server.keys import KeyRing
-from meshmint_server.policy import Bounds
+from meshmint_server.policy import Bounds, ReservedNames
 from meshmint_server.store import Store
 
 __all__ = ["EXIT_CONFIG", "EXIT_STUCK", "open_keyring", "open_store", "run_worker"]
@@ -112,7 +113,10 @@ async def _serve(config: Config, pipe: Connection) -> None:
         background(_end_when_stuck(keyring))
 
         audit = AuditLog()
-        bounds = Bounds(config.trust_domain, config.default_ttl, config.max_ttl)
+        reserved = ReservedNames.of_service(
+            service_spiffe_id(config.trust_domain), config.tls.dns_names, config.tls.ip_addresses
+        )
+        bounds = Bounds(config.trust_domain, config.default_ttl, config.max_ttl, reserved)
         roles = RoleBook(store)
         issuers = IssuerBook(store, keyring, config.trust_domain)
         probe = ReadinessProbe(issuers, store)

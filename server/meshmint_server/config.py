@@ -149,8 +149,8 @@ class TlsSettings(_Section):
         mode: ``own``: issued by this service itself, renewed without a restart;
             ``files``: read from files, and again whenever they change; ``none``:
             no TLS, on loopback or a unix socket only.
-        dns_names: Names in an own certificate.
-        ip_addresses: Addresses in an own certificate.
+        dns_names: The service's names: in an own certificate, and granted to no caller.
+        ip_addresses: Its addresses, likewise.
         lifetime: Lifetime of an own certificate.
         certificate: Chain file, PEM, leaf first.
         key: Key file, PEM.
@@ -280,6 +280,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be text", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark

@@ -71,13 +71,15 @@ def own_id(service: Service) -> str:
 @pytest.fixture(scope="session")
 def svid_role(service: Service) -> str:
     """A role for X509-SVIDs with any kind of key."""
-    return service.put_role({"spiffe": "own", "key_type": "any", "max_ttl": "2h"})
+    name = service.put_role({"spiffe": "own", "key_type": "any", "max_ttl": "2h"})
+    service.wait_until_everywhere(name)  # clients have connections of their own
+    return name
 
 
 @pytest.fixture(scope="session")
 def web_role(service: Service) -> str:
     """A role for names below shop.example."""
-    return service.put_role(
+    name = service.put_role(
         {
             "allowed_domains": ["shop.example"],
             "allow_subdomains": True,
@@ -85,6 +87,8 @@ def web_role(service: Service) -> str:
             "key_type": "any",
         }
     )
+    service.wait_until_everywhere(name)
+    return name
 
 
 def test_request_svid_gives_the_callers_own_identity_and_openssl_agrees(

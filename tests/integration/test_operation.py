@@ -175,6 +175,7 @@ def test_grpcurl_finds_its_way_without_a_proto_file(service: Service) -> None:
     assert "grpc.health.v1.Health" in listed
     assert "rpc Sign" in grpcurl(service.address, "describe", "meshmint.v1.CertificateService")
     role = service.put_role({"spiffe": "own", "key_type": "ec"})
+    service.wait_until_everywhere(role)  # grpcurl has a connection of its own
     answer = json.loads(
         grpcurl(
             "-H", f"authorization: Bearer {service.token()}",

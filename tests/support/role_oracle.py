@@ -68,6 +68,9 @@ def find_problems(
         service_max_ttl: The service's longest lifetime.
     """
     role = {**DEFAULTS, **document}
+    if role["spiffe"] != "none":
+        off = {"require_cn": False, "allow_localhost": False, "allow_ip_sans": False}
+        role = {**DEFAULTS, **off, **document}
     facts = {**facts, "trust_domain": trust_domain}
     checks = (
         _validity(certificate, role, now, service_max_ttl),

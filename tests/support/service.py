@@ -441,12 +441,10 @@ class Service:
                         metadata=self.metadata(self.token()),
                     )
                 except grpc.RpcError as error:
-                    if "no such role" not in (error.details() or ""):
-                        raise
-                    in_a_row = 0
-                    assert time.monotonic() < deadline, f"a worker does not learn of {role}"
-                else:
-                    in_a_row += 1
+                    if "no such role" in (error.details() or ""):
+                        in_a_row = -1
+                        assert time.monotonic() < deadline, f"a worker does not learn of {role}"
+                in_a_row += 1
 
     def get_record(self, serial_number: str) -> admin_pb.Record:
         """The record of one certificate."""

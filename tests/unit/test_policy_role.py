@@ -36,8 +36,21 @@ def test_defaults_are_vaults() -> None:
 
 def test_role_for_x509_svids_requires_no_common_name() -> None:
     assert not make_role(spiffe="own").require_cn
-    assert make_role(spiffe="own", require_cn=True).require_cn
+    assert make_role(spiffe="own", require_cn=True, allow_localhost=True).require_cn
     assert make_role().require_cn
+
+
+@pytest.mark.parametrize("spiffe", ["own", "matching"])
+def test_role_for_x509_svids_grants_no_address_and_no_local_host_unless_it_says_so(
+    spiffe: str,
+) -> None:
+    patterns = [] if spiffe == "own" else ["spiffe://example.org/*"]
+    fields = {"spiffe": spiffe, "allowed_uri_sans": patterns}
+    assert not make_role(**fields).allow_ip_sans
+    assert not make_role(**fields).allow_localhost
+    assert make_role(**fields, allow_ip_sans=True).allow_ip_sans
+    assert make_role().allow_ip_sans
+    assert make_role().allow_localhost
 
 
 def test_vaults_command_line_spellings_are_read() -> None:
@@ -80,7 +93,8 @@ def test_empty_yaml_values_mean_the_default() -> None:
     [
         {},
         {"spiffe": "own", "ttl": "1h30m5s"},
-        {"spiffe": "own", "require_cn": True},
+        {"spiffe": "own", "require_cn": True, "allow_localhost": True},
+        {"spiffe": "own", "allow_ip_sans": True},
         {"require_cn": False},
         {"callers": [{"namespace": "a"}, {"attributes": {"claims.x": "*"}, "spiffe_id": "*"}]},
         {"key_usage": [], "ext_key_usage": ["any"], "cn_validations": ["disabled"]},
@@ -100,7 +114,7 @@ def test_document_is_canonical_and_reads_back_as_the_same_role(fields: dict[str,
 
 
 def test_document_holds_only_what_differs_from_the_defaults() -> None:
-    role = make_role(spiffe="own", key_bits=0, allow_localhost=True, ttl="60m")
+    role = make_role(spiffe="own", key_bits=0, allow_localhost=False, ttl="60m")
     assert json.loads(role.document()) == {
         "name": "test", "callers": [{}], "key_type": "ec", "spiffe": "own", "ttl": "1h",
     }  # fmt: skip

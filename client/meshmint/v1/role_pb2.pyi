@@ -110,7 +110,9 @@ class Role(_message.Message):
     (both up to max_ttl), "forbid", or an RFC 3339 time that it may not pass.
     """
     allow_localhost: _builtins.bool
-    """Allows localhost and localdomain. Default true."""
+    """Allows localhost and localdomain. Default true; false for roles with a
+    SPIFFE ID.
+    """
     allowed_domains_template: _builtins.bool
     """Renders {{…}} in allowed_domains over the caller's attributes."""
     allow_globs_in_identity_templates: _builtins.bool
@@ -130,7 +132,7 @@ class Role(_message.Message):
     enforce_hostnames: _builtins.bool
     """Requires names to be host names. Default true."""
     allow_ip_sans: _builtins.bool
-    """Allows IP addresses. Default true."""
+    """Allows IP addresses. Default true; false for roles with a SPIFFE ID."""
     allowed_uri_sans_template: _builtins.bool
     """Renders {{…}} in allowed_uri_sans over the caller's attributes."""
     server_flag: _builtins.bool

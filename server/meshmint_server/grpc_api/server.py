@@ -29,7 +29,7 @@ MAX_MESSAGE_BYTES = 1024 * 1024
 # An oversized token is answered with UNAUTHENTICATED and what to do, instead of
 # a transport error that nobody understands: so it must get as far as our code.
 MAX_METADATA_BYTES = 2 * 1024 * 1024
-MAX_STREAMS_PER_CONNECTION = 1024
+MAX_STREAMS_PER_CONNECTION = 256
 
 
 class GrpcListener:

@@ -4,7 +4,7 @@ from meshmint_server.issuance.administration import Administration, PutRole, Rol
 from meshmint_server.issuance.mint import Deadline, Issued, Mint
 from meshmint_server.issuance.readiness import Readiness, ReadinessProbe
 from meshmint_server.issuance.roles import RoleBook
-from meshmint_server.issuance.service_certificate import ServiceCertificate
+from meshmint_server.issuance.service_certificate import ServiceCertificate, service_spiffe_id
 
 __all__ = [
     "Administration",
@@ -18,4 +18,5 @@ __all__ = [
     "RoleChange",
     "ServiceCertificate",
     "put_role",
+    "service_spiffe_id",
 ]

@@ -8,7 +8,7 @@ from enum import Enum
 
 from meshmint_server.audit import AuditLog, Origin
 from meshmint_server.errors import InvalidRole, MeshmintError, NotFound, PermissionDenied
-from meshmint_server.issuance.roles import RoleBook
+from meshmint_server.issuance.roles import RoleBook, parse_stored_role
 from meshmint_server.policy import Caller, CallerMatcher, Role
 from meshmint_server.spiffe import TrustDomain
 from meshmint_server.store import IssuerRow, Page, RecordFilter, RecordRow, RoleRow, Store
@@ -158,9 +158,9 @@ class Administration:
         """A page of roles by name."""
         self._require_admin(caller, origin)
         page = await self._store.list_roles(page_size, page_token)
-        return Page(
-            tuple(Role.from_document(row.document) for row in page.items), page.next_page_token
-        )
+        # One that this version cannot read must not hide the others; RoleBook says which.
+        roles = [parsed[1] for parsed in map(parse_stored_role, page.items) if parsed is not None]
+        return Page(tuple(roles), page.next_page_token)
 
     async def delete_role(
         self, caller: Caller, origin: Origin, name: str, *, allow_missing: bool

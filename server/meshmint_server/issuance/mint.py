@@ -155,10 +155,11 @@ class Mint:
         *,
         origin: Origin,
         deadline: Deadline,
+        bounds: Bounds | None = None,
     ) -> Issued:
-        """Issues under a role that was chosen already."""
+        """Issues under a role that was chosen already, within the usual bounds or others."""
         now = self._clock()
-        decision = decide(role, caller, request, now=now, bounds=self._bounds)
+        decision = decide(role, caller, request, now=now, bounds=bounds or self._bounds)
         issuer = self._issuers.signing(decision.issuer_ref)
         subject_key: SubjectKey | None = None
         # Past this block the certificate is recorded, come what may: a deadline

@@ -12,7 +12,7 @@ from meshmint_server.errors import InvalidRole, StoreUnavailable
 from meshmint_server.policy import Role
 from meshmint_server.store import RoleRow, Store
 
-__all__ = ["RoleBook"]
+__all__ = ["RoleBook", "parse_stored_role"]
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +44,7 @@ class RoleBook:
             return
         async with self._refreshing:
             revision, rows = await self._store.load_roles()
-            self._roles = MappingProxyType(dict(filter(None, map(_parse, rows))))
+            self._roles = MappingProxyType(dict(filter(None, map(parse_stored_role, rows))))
             self._revision = revision
 
     async def follow(self, interval: float) -> None:
@@ -57,7 +57,8 @@ class RoleBook:
                 log.warning("roles could not be refreshed", reason=error.reason)
 
 
-def _parse(row: RoleRow) -> tuple[str, Role] | None:
+def parse_stored_role(row: RoleRow) -> tuple[str, Role] | None:
+    """The role with its name; None, and said in the log, if it cannot be read."""
     try:
         return row.name, Role.from_document(row.document)
     except InvalidRole as error:

@@ -13,15 +13,20 @@ from meshmint_server.audit import Origin
 from meshmint_server.authority import IssuerBook
 from meshmint_server.errors import MeshmintError
 from meshmint_server.issuance.mint import Deadline, Issued, Mint
-from meshmint_server.policy import Caller, CertificateRequest, Names, Role, Validity
+from meshmint_server.policy import Bounds, Caller, CertificateRequest, Names, Role, Validity
 from meshmint_server.spiffe import SpiffeId, TrustDomain
 
-__all__ = ["ServiceCertificate"]
+__all__ = ["ServiceCertificate", "service_spiffe_id"]
 
 log = structlog.get_logger(__name__)
 
 _RETRY_SECONDS = 5.0
 _NAP_SECONDS = 1.0
+
+
+def service_spiffe_id(trust_domain: TrustDomain) -> SpiffeId:
+    """The service's own SPIFFE ID."""
+    return SpiffeId(trust_domain, ("meshmint", "server"))
 
 
 class ServiceCertificate:
@@ -44,12 +49,13 @@ class ServiceCertificate:
         self._mint = mint
         self._issuers = issuers
         self._lifetime = lifetime
-        spiffe_id = SpiffeId(trust_domain, ("meshmint", "server"))
+        # Without the reserved names: they are reserved for this.
+        self._bounds = Bounds(trust_domain, lifetime, lifetime)
         self._caller = Caller(
             authenticator="meshmint",
             subject="meshmint-server",
             attributes={},
-            spiffe_id=spiffe_id,
+            spiffe_id=service_spiffe_id(trust_domain),
             expires_at=datetime.max.replace(tzinfo=UTC),
         )
         self._names = Names(dns_names=tuple(dns_names), ip_addresses=tuple(ip_addresses))
@@ -60,6 +66,7 @@ class ServiceCertificate:
                 "spiffe": "own",
                 "allow_any_name": True,
                 "allow_localhost": True,
+                "allow_ip_sans": True,
                 "enforce_hostnames": True,
                 "allow_wildcard_certificates": False,
                 "key_type": "ec",
@@ -86,6 +93,7 @@ class ServiceCertificate:
             request,
             origin=Origin(uuid.uuid4().hex, "self", "self"),
             deadline=Deadline.after(10),
+            bounds=self._bounds,
         )
 
     async def follow(self, use: Callable[[Issued], None], current: Issued) -> None:

@@ -16,6 +16,7 @@ from meshmint_server.policy.request import (
     PublicKey,
     Validity,
 )
+from meshmint_server.policy.reserved import ReservedNames
 from meshmint_server.policy.role import PolicyIdentifier, Role
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "OtherName",
     "PolicyIdentifier",
     "PublicKey",
+    "ReservedNames",
     "Role",
     "Validity",
     "choose_role",

@@ -6,7 +6,7 @@ once. Nothing asked for is dropped without a warning or a violation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -17,6 +17,7 @@ from meshmint_server.policy.findings import Findings
 from meshmint_server.policy.granted_names import GrantedNames, decide_names
 from meshmint_server.policy.lifetime import decide_validity
 from meshmint_server.policy.request import CertificateRequest
+from meshmint_server.policy.reserved import ReservedNames
 from meshmint_server.policy.role import Role
 from meshmint_server.policy.subject import build_subject
 from meshmint_server.policy.subject_keys import check_csr_usages, decide_key, decide_key_usage
@@ -33,11 +34,13 @@ class Bounds:
         trust_domain: The service's own.
         default_ttl: Lifetime where neither role nor caller says one.
         max_ttl: The longest lifetime; roles cannot pass it.
+        reserved: Names that no role grants.
     """
 
     trust_domain: TrustDomain
     default_ttl: timedelta
     max_ttl: timedelta
+    reserved: ReservedNames = field(default_factory=ReservedNames)
 
 
 def decide(
@@ -62,6 +65,7 @@ def decide(
     if request.csr is not None:
         check_csr_usages(role, request.csr, findings)
     names = decide_names(role, caller, request, bounds.trust_domain, findings)
+    bounds.reserved.check(names.common_name, names.sans, findings)
     not_before, not_after = decide_validity(
         role,
         request.validity,

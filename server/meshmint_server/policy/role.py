@@ -48,6 +48,7 @@ from meshmint_server.spiffe import TrustDomain
 
 __all__ = ["CallerMatcher", "PolicyIdentifier", "Role"]
 
+_OFF_FOR_X509_SVIDS = ("require_cn", "allow_localhost", "allow_ip_sans")
 _DEFAULT_BITS = {"rsa": 2048, "ec": 256}
 
 
@@ -135,7 +136,8 @@ class Role(BaseModel):
         # An empty YAML value means the default.
         given = {field: value for field, value in values.items() if value is not None}
         if given.get("spiffe") in ("own", "matching"):
-            given.setdefault("require_cn", False)
+            # An X509-SVID role grants a SPIFFE ID, and other names only when asked to.
+            given = {**dict.fromkeys(_OFF_FOR_X509_SVIDS, False), **given}
         return given
 
     @model_validator(mode="after")
@@ -173,7 +175,7 @@ class Role(BaseModel):
             field: info.get_default(call_default_factory=True)
             for field, info in type(self).model_fields.items()
         }
-        default["require_cn"] = self.spiffe == "none"
+        default |= dict.fromkeys(_OFF_FOR_X509_SVIDS, self.spiffe == "none")
         written = self.model_dump(mode="json")
         kept = {
             field: value

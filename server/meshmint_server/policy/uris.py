@@ -31,6 +31,7 @@ _CHARACTERS = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?#\[\]-]|%[0-9A-Fa-f]{2
 _HOST = re.compile(r"[a-z0-9._~*-]+|\[[0-9a-f:.]+\]")
 _PORT = re.compile(r"[0-9]{1,5}")
 _DOT = re.compile(r"(?:\.|%2e){1,2}", re.IGNORECASE)
+_SEPARATOR = re.compile(r"%(?:2e|2f|5c)", re.IGNORECASE)
 _SPIFFE_SEGMENT = re.compile(r"[A-Za-z0-9._*-]+")
 
 
@@ -106,6 +107,9 @@ def _split(text: str) -> Uri:
         raise MalformedName("a URI's path has no empty segment")
     if any(_DOT.fullmatch(segment) for segment in segments):
         raise MalformedName("a URI's path has no '.' or '..' segment")
+    if any(_SEPARATOR.search(segment) for segment in segments):
+        # A reader that decodes before it splits would see another path.
+        raise MalformedName("a URI's path has no encoded '.', '/' or '\\'")
     if any(character in segment for segment in segments for character in "[]"):
         raise MalformedName("a URI's path has no brackets")
     return Uri(
