@@ -47,7 +47,14 @@ from meshmint_server.keys import KeyRing
 from meshmint_server.policy import Bounds, ReservedNames
 from meshmint_server.store import Store
 
-__all__ = ["EXIT_CONFIG", "EXIT_STUCK", "open_keyring", "open_store", "run_worker"]
+__all__ = [
+    "EXIT_CONFIG",
+    "EXIT_STUCK",
+    "open_keyring",
+    "open_store",
+    "open_store_as_it_is",
+    "run_worker",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +76,16 @@ async def open_store(config: Config) -> AsyncIterator[Store]:
     store = Store.open(config.store)
     try:
         await store.migrate()
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def open_store_as_it_is(config: Config) -> AsyncIterator[Store]:
+    """The store for a look: no file is made, no mode is changed, nothing is migrated."""
+    store = Store.open(config.store, as_it_is=True)
+    try:
         yield store
     finally:
         await store.close()

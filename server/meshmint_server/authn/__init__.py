@@ -6,6 +6,7 @@ Caller. What cannot be told is VerifierUnavailable, never Unauthenticated.
 
 from meshmint_server.authn.authenticators import Authenticators, OnCheck
 from meshmint_server.authn.clock import Clock
+from meshmint_server.authn.examination import FileExamination, examine_files, urls_of
 from meshmint_server.authn.refusal import Refusal
 from meshmint_server.authn.settings import (
     AuthenticatorSettings,
@@ -18,9 +19,12 @@ __all__ = [
     "AuthenticatorSettings",
     "Authenticators",
     "Clock",
+    "FileExamination",
     "JwtSettings",
     "KubernetesSettings",
     "OnCheck",
     "Refusal",
+    "examine_files",
     "refuse_conflicts",
+    "urls_of",
 ]

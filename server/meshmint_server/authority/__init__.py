@@ -2,13 +2,18 @@
 
 from meshmint_server.authority.ceremony import create_csr, import_chain
 from meshmint_server.authority.description import IssuerDescription, describe
+from meshmint_server.authority.examination import Examination, Expiry, examine_issuer, expiry_of
 from meshmint_server.authority.issuers import Issuer, IssuerBook
 
 __all__ = [
+    "Examination",
+    "Expiry",
     "Issuer",
     "IssuerBook",
     "IssuerDescription",
     "create_csr",
     "describe",
+    "examine_issuer",
+    "expiry_of",
     "import_chain",
 ]

@@ -18,6 +18,7 @@ from meshmint_server.audit import configure_logging
 from meshmint_server.cli.apply import apply
 from meshmint_server.cli.ca import ca
 from meshmint_server.cli.dev import dev
+from meshmint_server.cli.doctor import doctor
 from meshmint_server.cli.terminal import Failure, out, show_failure
 from meshmint_server.config import Config, ConfigError
 from meshmint_server.errors import MeshmintError
@@ -74,6 +75,7 @@ def check(config: ConfigFile) -> None:
 
 program.command()(apply)
 program.command()(dev)
+program.command()(doctor)
 program.add_typer(ca, name="ca")
 program.add_typer(config_commands, name="config")
 

@@ -16,13 +16,16 @@ from meshmint_server.keys.algorithm import (
     public_key_info,
 )
 from meshmint_server.keys.capture import ToBeSigned, capture
+from meshmint_server.keys.holding import HoldingFault, faults_of_holding
 from meshmint_server.keys.key import KeyAttributes, KeyFault, SigningKey
 from meshmint_server.keys.ring import KeyRing
+from meshmint_server.keys.secret import SecretSource
 from meshmint_server.keys.settings import KeySettings
 from meshmint_server.keys.signer import SignerHealth
 from meshmint_server.keys.uri import InvalidKeyUri, parse_key_uri, parse_token_uri
 
 __all__ = [
+    "HoldingFault",
     "InvalidKeyUri",
     "KeyAlgorithmName",
     "KeyAttributes",
@@ -31,12 +34,14 @@ __all__ = [
     "KeySettings",
     "PublicKey",
     "Scheme",
+    "SecretSource",
     "SignatureAlgorithm",
     "SignerHealth",
     "SigningKey",
     "ToBeSigned",
     "capture",
     "default_algorithm",
+    "faults_of_holding",
     "key_algorithm_of",
     "load_public_key",
     "parse_key_uri",

@@ -104,6 +104,19 @@ class Pkcs11Token:
         self._key_backoffs: dict[Pkcs11Uri, Backoff] = {}
         self._is_restart_due = False
 
+    def introduce(self) -> str:
+        """Log in, and tell the token's label, model and serial number.
+
+        Raises:
+            KeyFault: It is not there, or does not let us in.
+        """
+
+        def read() -> str:
+            self._key_session()
+            return "{token} ({model}, serial {serial})".format_map(self._facts)
+
+        return self._run(None, read)
+
     def open_key(self, uri: Pkcs11Uri, expected: PublicKey | None) -> tuple[Pkcs11Uri, PublicKey]:
         """Find a key, and its public half.
 

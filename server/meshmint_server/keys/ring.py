@@ -89,6 +89,16 @@ class KeyRing:
         if self._directory is not None:
             self._file_signer = Signer("keyfile", queue_size=queue_size)
 
+    async def find_token(self) -> str | None:
+        """Log in to the configured token, and tell which it is; None if none is configured.
+
+        Raises:
+            KeyUnavailable: It is not there, or does not let us in.
+        """
+        if self._token is None or self._module is None:
+            return None
+        return await self._module.signer.run(self._token.introduce, timeout=_OPEN_SECONDS)
+
     async def open(self, uri: str, public_key_spki_der: bytes | None = None) -> SigningKey:
         """Open a key and prove that it signs for its public key.
 

@@ -5,7 +5,7 @@ A matcher only ever narrows: what it names must be there and must fit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Annotated
 
@@ -66,6 +66,10 @@ class CallerMatcher(BaseModel):
     def is_open(self) -> bool:
         """Whether it matches every authenticated caller."""
         return self == CallerMatcher()
+
+    def may_come_from(self, authenticators: Iterable[str]) -> bool:
+        """Whether callers of one of these authenticators may fit."""
+        return not self._authenticator or any(map(self._authenticator.matches, authenticators))
 
     def matches(self, caller: Caller) -> bool:
         """Tells whether every field that is set fits the caller."""

@@ -1,6 +1,7 @@
 """What outlives a process: records, roles and issuers, in SQLite or PostgreSQL."""
 
 from meshmint_server.store.database import TimeLimits
+from meshmint_server.store.migrate import SchemaState
 from meshmint_server.store.rows import (
     IssuerRow,
     IssuerState,
@@ -20,6 +21,7 @@ __all__ = [
     "RecordFilter",
     "RecordRow",
     "RoleRow",
+    "SchemaState",
     "Store",
     "TimeLimits",
     "parse_store_url",

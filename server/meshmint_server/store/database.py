@@ -77,12 +77,18 @@ class Database:
     """
 
     def __init__(
-        self, url: SqliteUrl | PostgresUrl, limits: TimeLimits, *, pool_size: int = 5
+        self,
+        url: SqliteUrl | PostgresUrl,
+        limits: TimeLimits,
+        *,
+        pool_size: int = 5,
+        as_it_is: bool = False,
     ) -> None:
         self.limits = limits
         self.is_sqlite = isinstance(url, SqliteUrl)
         if isinstance(url, SqliteUrl):
-            _prepare_file(url)
+            if not as_it_is:
+                _prepare_file(url)
             engine = _sqlite_engine(url, limits, pool_size)
         else:
             engine = _postgres_engine(url, limits, pool_size)
@@ -191,9 +197,15 @@ def _is_about_a_value(fault: BaseException) -> bool:
 
 
 def unavailable(fault: BaseException) -> StoreUnavailable:
-    """Logs what happened and returns what a caller may know of it."""
-    _log.error("store.unavailable", **_details(fault))
-    return StoreUnavailable("The store does not answer at present. Try again shortly.")
+    """Logs what happened and returns what a caller may know of it.
+
+    What the log says stands in the error's notes too, for who looks into it by hand.
+    """
+    details = _details(fault)
+    _log.error("store.unavailable", **details)
+    error = StoreUnavailable("The store does not answer at present. Try again shortly.")
+    error.add_note(": ".join(details.values()))
+    return error
 
 
 def _details(fault: BaseException) -> dict[str, str]:

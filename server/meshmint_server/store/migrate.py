@@ -6,6 +6,7 @@ schema of the release after, because replicas are replaced one by one.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 
 import structlog
@@ -18,12 +19,41 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meshmint_server.store.database import Database
 
-__all__ = ["migrate"]
+__all__ = ["SchemaState", "migrate", "schema_state"]
 
 _log = structlog.get_logger(__name__)
 
 # Any constant will do that nobody else uses: "meshmint" in ASCII.
 _LOCK = int.from_bytes(b"meshmint", "big", signed=True)
+
+
+class SchemaState(StrEnum):
+    """How a database's schema stands to the one that this release knows."""
+
+    ABSENT = "absent"
+    OLDER = "older"
+    CURRENT = "current"
+    NEWER = "newer"
+
+
+async def schema_state(database: Database) -> SchemaState:
+    """Compares the schema with ours; changes nothing.
+
+    Raises:
+        StoreUnavailable: The database does not answer.
+    """
+    return await database.run(lambda connection: connection.run_sync(_compare))
+
+
+def _compare(connection: Connection) -> SchemaState:
+    scripts = ScriptDirectory.from_config(_alembic())
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is None:
+        return SchemaState.ABSENT
+    if current == scripts.get_current_head():
+        return SchemaState.CURRENT
+    known = {script.revision for script in scripts.walk_revisions()}
+    return SchemaState.OLDER if current in known else SchemaState.NEWER
 
 
 async def migrate(database: Database) -> None:
@@ -47,11 +77,16 @@ async def migrate(database: Database) -> None:
     await database.run_migration(work)
 
 
-def _upgrade(connection: Connection) -> None:
+def _alembic() -> Config:
     config = Config()
     # A "%" in a path would be read as an interpolation.
     location = str(Path(__file__).parent / "migrations").replace("%", "%%")
     config.set_main_option("script_location", location)
+    return config
+
+
+def _upgrade(connection: Connection) -> None:
+    config = _alembic()
     config.attributes["connection"] = connection
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     current = MigrationContext.configure(connection).get_current_revision()

@@ -7,12 +7,13 @@ None means that there is no such object; what that means is the caller's affair.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TypeVar
 
 from meshmint_server.errors import StoreUnavailable
-from meshmint_server.store import configured
+from meshmint_server.store import configured, inspection
 from meshmint_server.store.database import Database, RowRefused, TimeLimits, Work
-from meshmint_server.store.migrate import migrate
+from meshmint_server.store.migrate import SchemaState, migrate, schema_state
 from meshmint_server.store.recorder import Observer, Recorder
 from meshmint_server.store.records import (
     RecordList,
@@ -60,6 +61,7 @@ class Store:
         limits: TimeLimits | None = None,
         max_waiting: int = 16_384,
         observe: Observer | None = None,
+        as_it_is: bool = False,
     ) -> Store:
         """A store at `url`. Connects when first used; makes SQLite's file, mode 0600.
 
@@ -68,12 +70,13 @@ class Store:
             limits: How long the database may take.
             max_waiting: How many records may wait for their commit.
             observe: Told the size of each committed batch of records, and the seconds.
+            as_it_is: Makes no file and changes no mode: for a look at what is there.
 
         Raises:
             InvalidStoreUrl: The URL cannot be used.
             StoreUnavailable: SQLite's file cannot be opened.
         """
-        database = Database(parse_store_url(url), limits or TimeLimits())
+        database = Database(parse_store_url(url), limits or TimeLimits(), as_it_is=as_it_is)
         return cls(database, max_waiting=max_waiting, observe=observe)
 
     async def migrate(self) -> None:
@@ -83,6 +86,18 @@ class Store:
     async def ping(self) -> None:
         """Returns if the database answers and has our schema."""
         await self.issuers_revision()
+
+    async def schema_state(self) -> SchemaState:
+        """How the schema stands to the one that this release knows; changes nothing."""
+        return await schema_state(self.database)
+
+    async def try_writing(self) -> None:
+        """Returns if a writing transaction works; it is rolled back, and nothing stays of it."""
+        await inspection.try_writing(self.database)
+
+    async def clock(self) -> datetime | None:
+        """What time the database has; None for SQLite, which has this machine's."""
+        return await inspection.read_clock(self.database)
 
     async def close(self) -> None:
         """Commits the records that wait, then closes every connection."""

@@ -1,0 +1,85 @@
+"""All checks, in order. One that fails stops no other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from meshmint_server.app import open_keyring, open_store_as_it_is
+from meshmint_server.cli.doctor.authenticators import check_authenticators
+from meshmint_server.cli.doctor.clocks import check_clocks
+from meshmint_server.cli.doctor.configuration import check_configuration, load_configuration
+from meshmint_server.cli.doctor.finding import Finding, error, warning
+from meshmint_server.cli.doctor.issuers import check_issuers
+from meshmint_server.cli.doctor.keys import check_keys
+from meshmint_server.cli.doctor.roles import check_admins, check_roles
+from meshmint_server.cli.doctor.store import (
+    StoreContents,
+    check_store,
+    missing_store,
+    not_answering,
+)
+from meshmint_server.cli.doctor.tls import check_tls
+from meshmint_server.config import Config
+from meshmint_server.errors import StoreUnavailable
+from meshmint_server.keys import InvalidKeyUri
+
+__all__ = ["examine"]
+
+_UNSEEN = "They could not be checked: the store could not be read."
+_SEE_STORE = "See what is said of the store."
+
+
+async def examine(path: Path) -> AsyncIterator[Finding]:
+    """Everything there is to find about the service that a configuration describes."""
+    config, loaded = load_configuration(path)
+    yield loaded
+    for finding in check_configuration(path, config):
+        yield finding
+    if config is None:
+        return
+    contents = StoreContents()
+    async for finding in _store(config, contents):
+        yield finding
+    now = datetime.now(UTC)
+    for finding in check_clocks(now, contents.clock, contents.issuers):
+        yield finding
+    if contents.issuers is None:
+        yield warning("issuers", _UNSEEN, _SEE_STORE)
+    else:
+        for finding in check_issuers(contents.issuers, config.trust_domain, now):
+            yield finding
+    async for finding in _keys(config, contents):
+        yield finding
+    for finding in check_authenticators(config):
+        yield finding
+    if contents.roles is None:
+        yield warning("roles", _UNSEEN, _SEE_STORE)
+    else:
+        for finding in check_roles(contents.roles, config, contents.issuers):
+            yield finding
+    for finding in (*check_admins(config), *check_tls(config.tls, now)):
+        yield finding
+
+
+async def _store(config: Config, contents: StoreContents) -> AsyncIterator[Finding]:
+    missing = missing_store(config)
+    if missing is not None:
+        yield missing
+        return
+    try:
+        async with open_store_as_it_is(config) as store:
+            async for finding in check_store(store, contents):
+                yield finding
+    except StoreUnavailable as fault:
+        yield not_answering(fault)
+
+
+async def _keys(config: Config, contents: StoreContents) -> AsyncIterator[Finding]:
+    try:
+        async with open_keyring(config) as keyring:
+            async for finding in check_keys(keyring, contents.issuers or ()):
+                yield finding
+    except InvalidKeyUri as fault:
+        yield error("keys", fault.message, "Correct 'keys' in the configuration.")
