@@ -10,6 +10,7 @@ import re
 from collections.abc import Hashable
 from dataclasses import dataclass
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -257,7 +258,8 @@ class Config(_Section):
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: cannot be read: {error}") from error
         try:
-            document = yaml.load(text, _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+            # As a stream: errors in a text quote its lines, and one of them may hold a password.
+            document = yaml.load(StringIO(text), _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
         except yaml.YAMLError as error:
             raise ConfigError(f"{path}: is not YAML: {error}") from error
         if not isinstance(document, dict):

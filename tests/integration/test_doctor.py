@@ -34,7 +34,7 @@ from meshmint_server.cli.doctor.clocks import check_clocks
 from meshmint_server.cli.doctor.finding import Level
 from meshmint_server.cli.doctor.tls import check_tls
 from meshmint_server.config import Config
-from support.service import ADMIN, Service, sign_intermediate
+from support.service import ADMIN, Service, free_port, sign_intermediate
 
 ROLE = {
     "name": "workload",
@@ -194,7 +194,7 @@ def test_people_read_plain_text_with_advice(patient: Patient) -> None:
 
     assert done.returncode == 0
     assert f"chmod 600 {patient.pin_file}" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("0 errors, 1 warnings, ")
+    assert done.stdout.splitlines()[-1].startswith("errors: 0, warnings: 1, ok: ")
     assert "\x1b" not in done.stdout
 
 
@@ -211,6 +211,22 @@ def test_an_unusable_configuration_is_an_error(patient: Patient) -> None:
     assert first[:2] == ("error", "configuration")
     assert "trust_domain" in first[2]
     assert "written by every user" in second[2]
+
+
+def test_a_password_in_the_stores_url_is_never_shown(patient: Patient) -> None:
+    patient.change_config(store=f"postgresql://mesh:hunter2@127.0.0.1:{free_port()}/mesh")
+    patient.change_config(admins=[])
+
+    unreachable = patient.doctor()
+    patient.config_file.write_text(
+        patient.config_file.read_text().replace("hunter2", '"hunter2: [')
+    )
+    malformed = patient.doctor()
+
+    assert unreachable.returncode == malformed.returncode == 1
+    assert "The store does not answer (ConnectionRefusedError" in unreachable.stdout
+    assert "config.yaml: " in malformed.stdout
+    assert not any("hunter2" in output for output in patient.outputs)
 
 
 def test_a_pin_file_that_every_user_can_read_is_a_warning(patient: Patient) -> None:

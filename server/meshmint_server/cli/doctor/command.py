@@ -76,7 +76,7 @@ def _show(findings: Sequence[Finding], counts: Counter[Level]) -> None:
             out.print(f"{indent}{_printable(finding.advice)}", markup=False, style="dim")
     errors, warnings = counts[Level.ERROR], counts[Level.WARNING]
     style = _STYLES[Level.ERROR if errors else Level.WARNING if warnings else Level.OK]
-    out.print(f"[{style}]{errors} errors, {warnings} warnings, {counts[Level.OK]} ok[/]")
+    out.print(f"[{style}]errors: {errors}, warnings: {warnings}, ok: {counts[Level.OK]}[/]")
 
 
 def _printable(text: str) -> str:

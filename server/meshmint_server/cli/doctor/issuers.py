@@ -8,6 +8,7 @@ from datetime import datetime
 from meshmint_server.authority import examine_issuer
 from meshmint_server.cli.doctor.finding import Finding, error, ok, warning
 from meshmint_server.cli.doctor.words import duration_words, moment_words
+from meshmint_server.cli.terminal import readable_subject
 from meshmint_server.spiffe import TrustDomain
 from meshmint_server.store import IssuerRow, IssuerState
 
@@ -48,13 +49,13 @@ def _issuer(row: IssuerRow, trust_domain: TrustDomain, now: datetime) -> Iterato
     # A retired one signs no more; its faults are worth knowing, and harm nothing new.
     is_retired = row.state is IssuerState.RETIRED
     for fault in found.faults:
-        yield (warning if is_retired else error)(subject, fault, _REPLACE)
+        yield (warning if is_retired else error)(subject, readable_subject(fault), _REPLACE)
     for text in found.warnings:
-        yield warning(subject, text, "Use it for development only.")
+        yield warning(subject, readable_subject(text), "Use it for development only.")
     if found.expiry is None or found.expiry.is_over:
         return
     lasts = (
-        f"{found.expiry.name} expires at {moment_words(found.expiry.not_after)}, "
+        f"{readable_subject(found.expiry.name)} expires at {moment_words(found.expiry.not_after)}, "
         f"in {duration_words(found.expiry.left)}."
     )
     if found.expiry.is_near and not is_retired:

@@ -47,21 +47,23 @@ def _role(
     subject: str, role: Role, config: Config, issuers: tuple[IssuerRow, ...] | None
 ) -> Iterator[Finding]:
     for text in role.warnings(config.trust_domain):
-        yield warning(subject, f"Doubtful: {text}.", f"If that was not meant: {_EDIT}")
+        yield warning(
+            subject, f"Doubtful: {text}.", f"If that was not meant: {_EDIT[0].lower()}{_EDIT[1:]}"
+        )
     unknown = _unknown(role.callers, config)
     if unknown and len(unknown) == len(role.callers):
         yield warning(
             subject,
             f"Nobody can use it: its callers are of {_list(unknown)}, and no such authenticator "
             "is configured.",
-            f"Configure the authenticator, or: {_EDIT}",
+            f"Configure the authenticator. Or: {_EDIT}",
         )
     elif unknown:
         yield warning(
             subject,
             f"Some of its callers are of {_list(unknown)}, and no such authenticator is "
             "configured.",
-            f"Configure the authenticator, or: {_EDIT}",
+            f"Configure the authenticator. Or: {_EDIT}",
         )
     signing = {row.name for row in issuers or () if row.state is IssuerState.ACTIVE}
     if issuers is not None and role.issuer is not None and role.issuer not in signing:
