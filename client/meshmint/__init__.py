@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     )
     from meshmint.keys import KeyAlgorithm, PrivateKey, generate_key, make_csr, private_key_pem
     from meshmint.requests import CertificateOptions, CsrSource
-    from meshmint.results import Chain, IssuedCertificate, SignedCertificate, Svid
+    from meshmint.results import Chain, IssuedCertificate, SignedCertificate, Svid, TrustBundle
     from meshmint.retry import RetryPolicy
     from meshmint.tls import ClientCertificate, PemSource
     from meshmint.tokens import TokenFile, TokenSource
@@ -87,6 +87,7 @@ __all__ = [
     "TokenFile",
     "TokenSource",
     "TokenUnavailable",
+    "TrustBundle",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
@@ -145,6 +146,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "IssuedCertificate",
         "SignedCertificate",
         "Svid",
+        "TrustBundle",
     ),
     "retry": ("RetryPolicy",),
     "tls": (

@@ -7,8 +7,9 @@ one is opened by its first call, inside the event loop that it then belongs to.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,11 @@ from meshmint.errors import (
     ConfigurationError,
     DeadlineExceeded,
     MeshmintError,
+    Unavailable,
     error_from_rpc,
 )
 from meshmint.operations import Operation, Result
-from meshmint.retry import Attempts, RetryPolicy
+from meshmint.retry import Attempts, Reconnects, RetryPolicy
 from meshmint.tls import ClientCertificate, PemSource, Transport
 from meshmint.tokens import Tokens, TokenSource
 
@@ -82,6 +84,11 @@ class Settings:
         timeout = self.timeout if operation.timeout is None else operation.timeout
         return Attempts(self.retry, timeout)
 
+    def reconnects(self, operation: Operation[Any]) -> Reconnects:
+        """The attempts to keep a stream open, beginning now."""
+        timeout = self.timeout if operation.timeout is None else operation.timeout
+        return Reconnects(self.retry, timeout)
+
     def failed(self, error: grpc.RpcError) -> MeshmintError:
         """Translates what gRPC raised; both kinds of client raise this shape."""
         return error_from_rpc(error, target=self.transport.target)
@@ -99,7 +106,7 @@ class Calls:
             else grpc.secure_channel(transport.target, transport.credentials, transport.options)
         )
         self._methods: dict[str, Callable[..., Any]] = {}
-        self._closed = False
+        self._closed = threading.Event()
 
     def run(self, operation: Operation[Result]) -> Result:
         """Makes the call, again where that makes sense.
@@ -107,7 +114,7 @@ class Calls:
         Raises:
             MeshmintError: It failed for good, or the answer was refused.
         """
-        if self._closed:
+        if self._closed.is_set():
             raise ConfigurationError("this client has been closed")
         attempts = self._settings.attempts(operation)
         method = self._method(operation)
@@ -126,9 +133,82 @@ class Calls:
                 return _result(operation, answer)
             time.sleep(pause)
 
+    def watch(
+        self, operation: Operation[Result], is_news: Callable[[Result, Result | None], bool]
+    ) -> Generator[Result, None, None]:
+        """Keeps a stream open, and yields what comes of it that is news.
+
+        Args:
+            operation: What to open; each message gives a result.
+            is_news: Whether a result is worth telling after the last one told.
+
+        Raises:
+            MeshmintError: There was no first message in time, or something came up that
+                no reconnection mends.
+        """
+        if self._closed.is_set():
+            raise ConfigurationError("this client has been closed")
+        reconnects = self._settings.reconnects(operation)
+        last: Result | None = None
+        while not self._closed.is_set():
+            error: MeshmintError
+            try:
+                for answer in self._stream(operation, reconnects.patience()):
+                    reconnects.received()
+                    result = _result(operation, answer)
+                    if is_news(result, last):
+                        last = result
+                        yield result
+                error = _ended()
+            except grpc.RpcError as failed:
+                error = self._settings.failed(failed)
+            except DeadlineExceeded as late:
+                error = late
+            if self._closed.is_set():
+                return
+            pause = reconnects.pause_after(error)
+            if pause is None:
+                raise error
+            self._closed.wait(pause)
+
+    def _stream(self, operation: Operation[Any], patience: float) -> Generator[bytes, None, None]:
+        """One stream; its first message must come within ``patience`` seconds."""
+        if operation.path not in self._methods:
+            self._methods[operation.path] = self._channel.unary_stream(
+                operation.path,
+                request_serializer=_serialized,
+                response_deserializer=_unparsed,
+            )
+        try:
+            call = self._methods[operation.path](operation.request, metadata=())
+        except ValueError:
+            if self._closed.is_set():  # in this very moment, by another thread
+                return
+            raise
+        is_late = threading.Event()
+
+        def give_up() -> None:
+            is_late.set()
+            call.cancel()
+
+        timer = threading.Timer(patience, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            for answer in call:
+                timer.cancel()
+                yield answer
+        except grpc.RpcError as failed:
+            if is_late.is_set():
+                raise _no_message() from failed
+            raise
+        finally:
+            timer.cancel()
+            call.cancel()
+
     def close(self) -> None:
         """Closes the channel; calls under way end as cancelled."""
-        self._closed = True
+        self._closed.set()
         self._channel.close()
 
     def _method(self, operation: Operation[Any]) -> Callable[..., Any]:
@@ -175,6 +255,63 @@ class AsyncCalls:
                 return _result(operation, answer)
             await asyncio.sleep(pause)
 
+    async def watch(
+        self, operation: Operation[Result], is_news: Callable[[Result, Result | None], bool]
+    ) -> AsyncGenerator[Result, None]:
+        """Keeps a stream open, and yields what comes of it that is news; see Calls.watch."""
+        if self._closed:
+            raise ConfigurationError("this client has been closed")
+        reconnects = self._settings.reconnects(operation)
+        last: Result | None = None
+        while not self._closed:
+            error: MeshmintError
+            call = self._open_stream(operation)
+            try:
+                patience: float | None = reconnects.patience()
+                while True:
+                    async with asyncio.timeout(patience):
+                        answer = await call.read()
+                    if not isinstance(answer, bytes):  # grpc.aio.EOF
+                        break
+                    patience = None
+                    reconnects.received()
+                    result = _result(operation, answer)
+                    if is_news(result, last):
+                        last = result
+                        yield result
+                error = _ended()
+            except grpc.aio.AioRpcError as failed:
+                error = self._settings.failed(failed)
+            except TimeoutError:
+                error = _no_message()
+            except asyncio.CancelledError:
+                # A stream that somebody else ended looks like our own cancellation.
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                error = _ended()
+            finally:
+                call.cancel()
+            if self._closed:
+                return
+            pause = reconnects.pause_after(error)
+            if pause is None:
+                raise error
+            await asyncio.sleep(pause)
+
+    def _open_stream(self, operation: Operation[Any]) -> grpc.aio.UnaryStreamCall[Any, bytes]:
+        channel = self._open_channel()
+        if operation.path not in self._methods:
+            self._methods[operation.path] = channel.unary_stream(
+                operation.path,
+                request_serializer=_serialized,
+                response_deserializer=_unparsed,
+            )
+        call: grpc.aio.UnaryStreamCall[Any, bytes] = self._methods[operation.path](
+            operation.request
+        )
+        return call
+
     async def _token(self, attempts: Attempts) -> str | None:
         try:
             async with asyncio.timeout(attempts.left()) as limit:
@@ -190,7 +327,7 @@ class AsyncCalls:
         if self._channel is not None:
             await self._channel.close(None)
 
-    def _method(self, operation: Operation[Any]) -> Callable[..., Any]:
+    def _open_channel(self) -> grpc.aio.Channel:
         if self._channel is None:
             transport = self._settings.transport
             self._channel = (
@@ -200,8 +337,12 @@ class AsyncCalls:
                     transport.target, transport.credentials, transport.options
                 )
             )
+        return self._channel
+
+    def _method(self, operation: Operation[Any]) -> Callable[..., Any]:
+        channel = self._open_channel()
         if operation.path not in self._methods:
-            self._methods[operation.path] = self._channel.unary_unary(
+            self._methods[operation.path] = channel.unary_unary(
                 operation.path,
                 request_serializer=_serialized,
                 response_deserializer=_unparsed,
@@ -228,3 +369,11 @@ def _result(operation: Operation[Result], answer: bytes) -> Result:
     except DecodeError as error:
         raise AnswerRefused("the answer is not the message that this call returns") from error
     return operation.result(message)
+
+
+def _ended() -> MeshmintError:
+    return Unavailable("the server ended the stream")
+
+
+def _no_message() -> MeshmintError:
+    return DeadlineExceeded("the stream sent nothing within the time-out")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Self, Unpack
@@ -11,7 +11,7 @@ from meshmint import operations
 from meshmint.calls import Calls, Settings
 from meshmint.keys import KeyAlgorithm
 from meshmint.requests import CertificateOptions, CsrSource
-from meshmint.results import Chain, IssuedCertificate, SignedCertificate, Svid
+from meshmint.results import Chain, IssuedCertificate, SignedCertificate, Svid, TrustBundle
 from meshmint.retry import RetryPolicy
 from meshmint.tls import ClientCertificate, PemSource
 from meshmint.tokens import TokenSource
@@ -50,8 +50,8 @@ class Client:
         Args:
             target: ``host:port``, ``unix:/path`` or another gRPC target.
             token: The credential: the token itself, a TokenFile or path that is
-                read again at every attempt, or a function. Only GetChain does
-                without.
+                read again at every attempt, or a function. Only GetChain
+                and watch_trust_bundle do without.
             root_certificates: Roots that the server's certificate must chain to,
                 PEM or the path of a file; None: the system's.
             insecure: Without TLS; only for a loopback address or a unix socket.
@@ -175,6 +175,25 @@ class Client:
             MeshmintError: See meshmint.errors for what each subclass means.
         """
         return self._calls.run(operations.get_chain(issuer, timeout))
+
+    def watch_trust_bundle(
+        self, *, timeout: float | None = None
+    ) -> Generator[TrustBundle, None, None]:
+        """Watches the trust bundle: yields it at once, and at every change, for ever.
+
+        Every bundle is whole and replaces the one before. Streams that break are opened
+        again, with the pauses of the RetryPolicy; bundles that are older than the last one
+        yielded are left out. Needs no credential. Ends when the
+        generator or the client is closed.
+
+        Args:
+            timeout: Seconds to wait for the first bundle in place of the client's time-out.
+
+        Raises:
+            MeshmintError: There was no first bundle in time, or something that
+                reconnecting does not mend.
+        """
+        return self._calls.watch(operations.watch_trust_bundle(timeout), operations.is_newer)
 
     def close(self) -> None:
         """Closes the connection. The client cannot be used after that."""

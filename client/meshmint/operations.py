@@ -25,7 +25,7 @@ from meshmint.requests import (
     names_message,
     sign_message,
 )
-from meshmint.results import Chain, IssuedCertificate, SignedCertificate, Svid
+from meshmint.results import Chain, IssuedCertificate, SignedCertificate, Svid, TrustBundle
 from meshmint.v1 import certificate_service_pb2 as pb
 from meshmint.verify import check_chain, check_public_key, check_spiffe_id
 
@@ -158,6 +158,40 @@ def get_chain(issuer: str, timeout: float | None) -> Operation[Chain]:
         needs_token=False,
         timeout=timeout,
     )
+
+
+def watch_trust_bundle(timeout: float | None) -> Operation[TrustBundle]:
+    """WatchTrustBundle, which needs no credential and sends none; one result a message."""
+
+    def result(answer: pb.WatchTrustBundleResponse) -> TrustBundle:
+        bundle = TrustBundle(
+            trust_domain=answer.trust_domain,
+            trust_bundle_pem=tuple(answer.trust_bundle),
+            sequence=answer.sequence,
+            refresh_hint=answer.refresh_hint.ToTimedelta(),
+        )
+        # Parsed now: what is no bundle must not replace one.
+        if not bundle.trust_bundle:
+            raise AnswerRefused("the trust bundle in the answer is empty")
+        return bundle
+
+    return Operation(
+        _SERVICE + "WatchTrustBundle",
+        pb.WatchTrustBundleRequest(),
+        pb.WatchTrustBundleResponse.FromString,
+        result,
+        needs_token=False,
+        timeout=timeout,
+    )
+
+
+def is_newer(bundle: TrustBundle, last: TrustBundle | None) -> bool:
+    """Whether a bundle replaces the last one.
+
+    After a reconnection the same one comes again, or for a moment an older one from a
+    server that does not know the newest yet.
+    """
+    return last is None or (bundle.sequence >= last.sequence and bundle != last)
 
 
 def moment(timestamp: Timestamp) -> datetime:

@@ -27,7 +27,7 @@ from meshmint.files import (
 )
 from meshmint.keys import PrivateKey
 
-__all__ = ["Chain", "IssuedCertificate", "SignedCertificate", "Svid"]
+__all__ = ["Chain", "IssuedCertificate", "SignedCertificate", "Svid", "TrustBundle"]
 
 
 @dataclass(frozen=True)
@@ -209,6 +209,47 @@ class Chain:
                 BUNDLE_FILE: Content(_joined(self.trust_bundle_pem)),
             },
         )
+
+
+@dataclass(frozen=True)
+class TrustBundle:
+    """The roots to trust in one trust domain; replaces every bundle before it.
+
+    Attributes:
+        trust_domain: The trust domain, such as ``example.org``.
+        trust_bundle_pem: The roots: those in use, and those that will be.
+        sequence: Grows whenever the set of roots changes.
+        refresh_hint: How often those should look again who do not watch but poll.
+    """
+
+    trust_domain: str
+    trust_bundle_pem: tuple[str, ...] = field(repr=False)
+    sequence: int
+    refresh_hint: timedelta
+
+    @cached_property
+    def trust_bundle(self) -> tuple[x509.Certificate, ...]:
+        """The roots, parsed.
+
+        Raises:
+            AnswerRefused: They cannot be parsed.
+        """
+        return _parse(self.trust_bundle_pem)
+
+    def write_file(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the roots into one file, PEM, mode 0644, atomically.
+
+        A reader sees the old bundle or the new one, and never half of one. The
+        directory is made if it is missing.
+
+        Raises:
+            OSError: It cannot be written; then the file is as it was.
+        """
+        target = Path(path)
+        (written,) = write_set(
+            target.parent, {target.name: Content(_joined(self.trust_bundle_pem))}
+        )
+        return written
 
 
 def _parse(pems: Iterable[str]) -> tuple[x509.Certificate, ...]:

@@ -14,10 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from meshmint.errors import (
+    AnswerRefused,
     ConfigurationError,
+    InvalidArgument,
     MeshmintError,
+    NotFound,
+    PermissionDenied,
     ResourceExhausted,
+    Unauthenticated,
     Unavailable,
+    Unimplemented,
 )
 
 __all__ = ["RetryPolicy"]
@@ -95,3 +101,57 @@ class Attempts:
         pause = self._draw(0.0, self._policy.longest_delay(self._made))
         pause += error.retry_after or 0.0
         return pause if self._clock() + pause < self._deadline else None
+
+
+# What a stream does not get over by being opened again.
+_LASTING = (
+    AnswerRefused,
+    ConfigurationError,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+    Unimplemented,
+)
+
+
+class Reconnects:
+    """The attempts to keep a stream open.
+
+    Until the first message they are those of any call, so that wrong settings are told.
+    From then on there is no end of them: whoever watches has something to go on with.
+    """
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        timeout: float,
+        *,
+        draw: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._policy = policy
+        self._timeout = timeout
+        self._draw = draw
+        self._first = Attempts(policy, timeout, draw=draw)
+        self._has_begun = False
+        self._failures = 0
+
+    def patience(self) -> float:
+        """Seconds within which a stream that is opened now must send something."""
+        return self._timeout if self._has_begun else self._first.left()
+
+    def received(self) -> None:
+        """The stream sent something."""
+        self._has_begun = True
+        self._failures = 0
+
+    def pause_after(self, error: MeshmintError) -> float | None:
+        """Seconds to wait after a stream ended; None if it is not to be opened again."""
+        if not self._has_begun:
+            return self._first.pause_after(error)
+        if isinstance(error, _LASTING):
+            return None
+        self._failures += 1
+        longest = self._policy.longest_delay(self._failures)
+        # Never quite without a pause, as a stream may end at once again and again.
+        return self._draw(longest / 2, longest) + (error.retry_after or 0.0)

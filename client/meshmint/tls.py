@@ -36,6 +36,10 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 5_000),
     # Retries are counted and waited for in one place: meshmint.retry.
     ("grpc.enable_retries", 0),
+    # A connection that died in silence is noticed by whoever watches.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
 )
 
 

@@ -10,21 +10,19 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from multiprocessing.connection import Connection
 
 import grpc
 import structlog
-import uvicorn
 
 from meshmint_server import telemetry
 from meshmint_server.audit import AuditLog, configure_logging
 from meshmint_server.authn import Authenticators
-from meshmint_server.authority import IssuerBook
-from meshmint_server.config import Config, ConfigError
+from meshmint_server.authority import IssuerBook, TrustBundleFeed
+from meshmint_server.config import BundleEndpointSettings, Config, ConfigError
 from meshmint_server.errors import MeshmintError
 from meshmint_server.grpc_api import (
     AdminService,
@@ -34,9 +32,17 @@ from meshmint_server.grpc_api import (
     OwnCredentials,
     file_credentials,
 )
-from meshmint_server.http_api import build_http_api
+from meshmint_server.http_api import (
+    CertificateFiles,
+    ServerTls,
+    bind,
+    build_bundle_endpoint,
+    build_http_api,
+    serve_http,
+)
 from meshmint_server.issuance import (
     Administration,
+    Issued,
     Mint,
     ReadinessProbe,
     RoleBook,
@@ -136,6 +142,12 @@ async def _serve(config: Config, pipe: Connection) -> None:
         bounds = Bounds(config.trust_domain, config.default_ttl, config.max_ttl, reserved)
         roles = RoleBook(store)
         issuers = IssuerBook(store, keyring, config.trust_domain)
+        bundles = TrustBundleFeed(
+            issuers,
+            config.trust_domain,
+            refresh_hint=config.bundle_endpoint.refresh_hint,
+            limit=config.max_watchers,
+        )
         probe = ReadinessProbe(issuers, store)
         try:
             authenticators = Authenticators.build(
@@ -155,7 +167,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
         )
         edge = Edge(authenticators, audit, config.request_time_limit.total_seconds())
         listener = GrpcListener(
-            CertificateService(edge, mint, issuers, config.trust_domain),
+            CertificateService(edge, mint, issuers, bundles, config.trust_domain),
             AdminService(edge, administration),
         )
 
@@ -163,7 +175,8 @@ async def _serve(config: Config, pipe: Connection) -> None:
         await issuers.refresh()
         background(roles.follow(REFRESH_SECONDS))
         background(_follow_issuers(issuers))
-        await stack.enter_async_context(_http_server(config, probe))
+        http = bind(config.http.listen.host, config.http.listen.port)
+        await stack.enter_async_context(serve_http(build_http_api(probe), http))
         await probe.probe()
         background(probe.follow(PROBE_SECONDS))
 
@@ -178,6 +191,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
         credentials = await _credentials(config, service_certificate, background, stopping)
         if stopping.is_set():
             return
+        endpoint = _BundleEndpoint(config.bundle_endpoint, background)
         listener.listen(str(config.listen), credentials)
         await listener.start()
         probe.on_change(listener.readiness_listener())
@@ -191,8 +205,10 @@ async def _serve(config: Config, pipe: Connection) -> None:
             trust_domain=str(config.trust_domain),
             pid=os.getpid(),
         )
+        await stack.enter_async_context(endpoint.serve(bundles, service_certificate, stopping))
         await stopping.wait()
         probe.stop("draining")
+        bundles.close()
         await listener.stop(config.drain.total_seconds())
 
 
@@ -257,34 +273,63 @@ async def _follow_issuers(issuers: IssuerBook) -> None:
         await asyncio.sleep(REFRESH_SECONDS)
 
 
-@asynccontextmanager
-async def _http_server(config: Config, probe: ReadinessProbe) -> AsyncIterator[None]:
-    """Serves HTTP on a port that all workers share."""
-    listen = config.http.listen
-    family, kind, protocol, _, target = socket.getaddrinfo(
-        listen.host, listen.port, type=socket.SOCK_STREAM
-    )[0]
-    listening = socket.socket(family, kind, protocol)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listening.bind(target)
-    server = _HttpServer(
-        uvicorn.Config(build_http_api(probe), log_config=None, access_log=False, lifespan="off")
-    )
-    task = asyncio.create_task(server.serve(sockets=[listening]))
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        await task
+class _BundleEndpoint:
+    """The SPIFFE bundle endpoint, if it is configured.
 
+    Made before the workers' other listeners, so that what is wrong with its files or
+    address is known at the start; it serves once it has a certificate to show.
 
-class _HttpServer(uvicorn.Server):
-    """Leaves the signals to the worker."""
+    Raises:
+        ConfigError: The certificate files cannot be used.
+        OSError: The address cannot be bound.
+    """
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    def __init__(
+        self, settings: BundleEndpointSettings, background: Callable[[object], None]
+    ) -> None:
+        self._settings = settings
+        self._background = background
+        self._tls = ServerTls()
+        if settings.listen is None:
+            return
+        if settings.certificate is not None and settings.key is not None:
+            files = CertificateFiles(settings.certificate, settings.key, self._tls)
+            try:
+                files.load()
+            except OSError as error:
+                raise ConfigError(
+                    f"bundle_endpoint: {settings.certificate} and {settings.key} cannot be used: "
+                    f"{error}"
+                ) from error
+            background(files.follow())
+        self._bound = bind(settings.listen.host, settings.listen.port)
+
+    @asynccontextmanager
+    async def serve(
+        self,
+        bundles: TrustBundleFeed,
+        service_certificate: ServiceCertificate,
+        stopping: asyncio.Event,
+    ) -> AsyncIterator[None]:
+        """Serves until the end."""
+        if self._settings.listen is None:
+            yield
+            return
+        if self._settings.profile == "https_spiffe":
+            issued = await _own_certificate(service_certificate, stopping)
+            if issued is None:
+                self._bound.close()
+                yield
+                return
+            self._use(issued)
+            self._background(service_certificate.follow(self._use, issued))
+        application = build_bundle_endpoint(bundles, self._settings.path)
+        async with serve_http(application, self._bound, self._tls.context):
+            log.info("serving the bundle endpoint", address=str(self._settings.listen))
+            yield
+
+    def _use(self, issued: Issued) -> None:
+        self._tls.use(issued.full_chain_pem.encode(), (issued.private_key_pem or "").encode())
 
 
 async def _credentials(
@@ -299,9 +344,21 @@ async def _credentials(
         return None
     if tls.certificate is not None and tls.key is not None:
         return file_credentials(tls.certificate, tls.key)
+    issued = await _own_certificate(service_certificate, stopping)
+    if issued is None:
+        return None
+    own = OwnCredentials(issued)
+    background(service_certificate.follow(own.use, issued))
+    return own.credentials
+
+
+async def _own_certificate(
+    service_certificate: ServiceCertificate, stopping: asyncio.Event
+) -> Issued | None:
+    """A first certificate of the service itself, however long it takes; None at the end."""
     while not stopping.is_set():
         try:
-            issued = await service_certificate.issue()
+            return await service_certificate.issue()
         except MeshmintError as error:
             log.warning(
                 "not listening yet: the service's own certificate cannot be issued",
@@ -311,8 +368,4 @@ async def _credentials(
             )
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), RETRY_SECONDS)
-        else:
-            own = OwnCredentials(issued)
-            background(service_certificate.follow(own.use, issued))
-            return own.credentials
     return None

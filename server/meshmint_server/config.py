@@ -35,6 +35,7 @@ from meshmint_server.spiffe import InvalidSpiffeId, TrustDomain
 from meshmint_server.store import parse_store_url
 
 __all__ = [
+    "BundleEndpointSettings",
     "Config",
     "ConfigError",
     "HostPort",
@@ -102,6 +103,10 @@ def _tcp_address(value: object) -> HostPort:
     return address
 
 
+def _optional_tcp_address(value: object) -> HostPort | None:
+    return None if value is None else _tcp_address(value)
+
+
 def _trust_domain(value: object) -> TrustDomain:
     if isinstance(value, TrustDomain):
         return value
@@ -116,6 +121,13 @@ def _trust_domain(value: object) -> TrustDomain:
 def _positive(value: timedelta) -> timedelta:
     if value <= timedelta(0):
         raise ValueError("must be longer than 0")
+    return value
+
+
+def _whole_seconds(value: timedelta) -> timedelta:
+    # The bundle tells it in whole seconds (SPIFFE Trust Domain and Bundle, section 4.1.3).
+    if value % timedelta(seconds=1) or value > timedelta(days=365):
+        raise ValueError("must be whole seconds, and at most a year")
     return value
 
 
@@ -181,6 +193,45 @@ class HttpSettings(_Section):
     )
 
 
+class BundleEndpointSettings(_Section):
+    """The SPIFFE bundle endpoint: the trust bundle over HTTPS, for anybody who asks.
+
+    Attributes:
+        listen: Address, `host:port`; without it there is no bundle endpoint.
+        profile: ``https_web``: with a certificate from files, of a CA that browsers
+            trust; ``https_spiffe``: with an X509-SVID of the service itself,
+            ``spiffe://<trust domain>/meshmint/server``, renewed without a restart.
+        certificate: Chain file of profile ``https_web``, PEM, leaf first; read again
+            whenever it changes.
+        key: Its key file, PEM.
+        path: Path of the URL.
+        refresh_hint: How often consumers should look again; WatchTrustBundle tells it too.
+    """
+
+    listen: Annotated[
+        HostPort | None,
+        BeforeValidator(_optional_tcp_address),
+        PlainSerializer(str, when_used="unless-none"),
+    ] = None
+    profile: Literal["https_web", "https_spiffe"] = "https_spiffe"
+    certificate: Path | None = None
+    key: Path | None = None
+    path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*/?$", min_length=1)] = "/"
+    refresh_hint: Annotated[PositiveDuration, AfterValidator(_whole_seconds)] = timedelta(minutes=5)
+
+    @model_validator(mode="after")
+    def _check_files(self) -> BundleEndpointSettings:
+        has_files = self.certificate is not None or self.key is not None
+        if self.listen is None:
+            if has_files:
+                raise ValueError("'certificate' and 'key' need 'listen'")
+        elif self.profile == "https_web" and not (self.certificate and self.key):
+            raise ValueError("profile 'https_web' needs 'certificate' and 'key'")
+        elif self.profile != "https_web" and has_files:
+            raise ValueError("'certificate' and 'key' go with profile 'https_web'")
+        return self
+
+
 class LogSettings(_Section):
     """The log, on standard output."""
 
@@ -196,6 +247,7 @@ class Config(_Section):
         listen: Address of the gRPC listener.
         tls: Its certificate.
         http: The HTTP port.
+        bundle_endpoint: The SPIFFE bundle endpoint.
         store: Where records, roles and issuers are kept: ``sqlite:////absolute/path.db``
             or ``postgresql://user@host/database?password_file=/path``.
         keys: Where signing keys are.
@@ -204,6 +256,7 @@ class Config(_Section):
         default_ttl: Lifetime where neither role nor request says one.
         max_ttl: The longest lifetime that any role can give.
         workers: Number of worker processes.
+        max_watchers: The most WatchTrustBundle streams that one worker keeps open.
         request_time_limit: The longest that one request may take.
         drain: How long requests in flight may take at the end.
         log: The log.
@@ -215,6 +268,7 @@ class Config(_Section):
     )
     tls: TlsSettings = TlsSettings()
     http: HttpSettings = HttpSettings()
+    bundle_endpoint: BundleEndpointSettings = BundleEndpointSettings()
     # It may hold a password, however little we ask for one.
     store: Annotated[str, AfterValidator(_store_url), Field(repr=False)]
     keys: KeySettings
@@ -225,6 +279,7 @@ class Config(_Section):
     default_ttl: PositiveDuration = timedelta(hours=768)
     max_ttl: PositiveDuration = timedelta(hours=768)
     workers: Annotated[int, Field(ge=1, le=256)] = 1
+    max_watchers: Annotated[int, Field(ge=0)] = 10_000
     request_time_limit: PositiveDuration = timedelta(seconds=10)
     drain: PositiveDuration = timedelta(seconds=20)
     log: LogSettings = LogSettings()

@@ -24,7 +24,7 @@ import structlog
 from prometheus_client import multiprocess
 
 from meshmint_server.app import EXIT_CONFIG, run_worker
-from meshmint_server.config import Config, ConfigError, HostPort
+from meshmint_server.config import Config, ConfigError, HostPort, UnixSocket
 
 __all__ = ["Supervisor"]
 
@@ -114,8 +114,11 @@ class Supervisor:
         except ConfigError as error:
             log.error("configuration not reloaded; the old one stays", problem=str(error))
             return
-        if (config.listen, config.http.listen) != (self._config.listen, self._config.http.listen):
-            log.error("a change of 'listen' or 'http.listen' needs a restart; nothing was reloaded")
+        if _addresses(config) != _addresses(self._config):
+            log.error(
+                "a change of 'listen', 'http.listen' or 'bundle_endpoint.listen' needs a restart; "
+                "nothing was reloaded"
+            )
             return
         self._config = config
         self._generation += 1
@@ -232,6 +235,15 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _addresses(config: Config) -> dict[str, HostPort | UnixSocket | None]:
+    """Where the workers listen, by the name in the configuration."""
+    return {
+        "listen": config.listen,
+        "http.listen": config.http.listen,
+        "bundle_endpoint.listen": config.bundle_endpoint.listen,
+    }
+
+
 @contextlib.contextmanager
 def _reserved(config: Config) -> Iterator[None]:
     """Holds the TCP ports, so that no other server of this user can share them.
@@ -243,7 +255,7 @@ def _reserved(config: Config) -> Iterator[None]:
         ConfigError: A port is taken, or the address is not of this machine.
     """
     with contextlib.ExitStack() as held:
-        for name, address in (("listen", config.listen), ("http.listen", config.http.listen)):
+        for name, address in _addresses(config).items():
             if isinstance(address, HostPort):
                 held.enter_context(_hold(name, address))
         yield

@@ -27,6 +27,7 @@ __all__ = [
     "SIGNATURE_SECONDS",
     "STORE_SECONDS",
     "TOKEN_CHECKS",
+    "WATCHERS",
     "exposition",
 ]
 
@@ -64,6 +65,11 @@ TOKEN_CHECKS: Final = Counter(
     "meshmint_token_checks_total",
     "Credentials checked, by authenticator and outcome.",
     ("authenticator", "outcome"),
+)
+WATCHERS: Final = Gauge(
+    "meshmint_trust_bundle_watchers",
+    "Clients that watch the trust bundle.",
+    multiprocess_mode="livesum",
 )
 ISSUER_EXPIRY: Final = Gauge(
     "meshmint_issuer_not_after_seconds",

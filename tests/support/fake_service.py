@@ -147,6 +147,12 @@ class FakeService(pb_grpc.CertificateServiceServicer, admin_service_pb2_grpc.Adm
         """Gives the chain."""
         return self._answer("GetChain", request, context, self.get_chain)
 
+    def WatchTrustBundle(  # noqa: N802 - gRPC's name
+        self, request: pb.WatchTrustBundleRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.WatchTrustBundleResponse]:
+        """Streams what the answer yields."""
+        yield from self._answer("WatchTrustBundle", request, context, self.watch)
+
     def PutRole(  # noqa: N802 - gRPC's name
         self, request: admin_service_pb2.PutRoleRequest, context: grpc.ServicerContext
     ) -> admin_service_pb2.PutRoleResponse:
@@ -189,6 +195,33 @@ class FakeService(pb_grpc.CertificateServiceServicer, admin_service_pb2_grpc.Adm
         )
         response.not_after.FromDatetime(self.authority.certificate.not_valid_after_utc)
         return response
+
+    def watch(
+        self, request: pb.WatchTrustBundleRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.WatchTrustBundleResponse]:
+        """The right answer to WatchTrustBundle: one bundle, and then nothing."""
+        yield self.bundle(1)
+        self.hang(request, context)
+
+    def bundle(self, sequence: int, *more: x509.Certificate) -> pb.WatchTrustBundleResponse:
+        """A bundle with the root, and others beside it."""
+        response = pb.WatchTrustBundleResponse(
+            trust_domain="example.org",
+            trust_bundle=[pem(self.authority.root), *map(pem, more)],
+            sequence=sequence,
+        )
+        response.refresh_hint.FromSeconds(300)
+        return response
+
+    def stream(self, *messages: Any, then: Answer | None = None) -> Answer:
+        """An answer of these messages, and of an end, fault or silence after them."""
+
+        def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            yield from messages
+            if then is not None:
+                then(request, context)
+
+        return answer
 
     def put_role(
         self, request: admin_service_pb2.PutRoleRequest, context: grpc.ServicerContext

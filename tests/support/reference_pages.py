@@ -18,7 +18,13 @@ from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 from meshmint_server import errors
 from meshmint_server.authn import JwtSettings, KubernetesSettings, Refusal
-from meshmint_server.config import Config, HttpSettings, LogSettings, TlsSettings
+from meshmint_server.config import (
+    BundleEndpointSettings,
+    Config,
+    HttpSettings,
+    LogSettings,
+    TlsSettings,
+)
 from meshmint_server.errors import MeshmintError
 from meshmint_server.keys import KeySettings
 from meshmint_server.policy import CallerMatcher
@@ -47,8 +53,8 @@ _CONFIG_INTRO = """\
 
 One YAML file, given to `meshmintd` with `-c`. `meshmintd config check -c FILE` says what is
 wrong with it; unknown fields and keys that stand twice are refused. It never holds a secret,
-only where one is. SIGHUP has a running service read it again; `listen` and `http.listen` need a
-restart.
+only where one is. SIGHUP has a running service read it again; `listen`, `http.listen` and
+`bundle_endpoint.listen` need a restart.
 
 [deploy/config.example.yaml](../../deploy/config.example.yaml) is a whole file to begin with.
 Durations are seconds, or text such as `30s`, `15m`, `72h`, `1h30m`, `7d`.
@@ -58,6 +64,7 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("The file", Config),
     ("`tls`", TlsSettings),
     ("`http`", HttpSettings),
+    ("`bundle_endpoint`", BundleEndpointSettings),
     ("`keys`", KeySettings),
     ("`authenticators`, kind `kubernetes`", KubernetesSettings),
     ("`authenticators`, kind `jwt`", JwtSettings),
@@ -193,6 +200,9 @@ def _tree(error: type[MeshmintError]) -> Iterator[type[MeshmintError]]:
         yield from _tree(below)
 
 
+# In a room of the operators', and yet what watchers are told.
+_FEED = "bundle_feed.py"
+
 Reasons = list[tuple[str, str, str]]
 
 
@@ -216,7 +226,9 @@ def _further_reasons(known: set[str]) -> tuple[Reasons, Reasons]:
                     and (name in named or name == "KeyFault")
                 ):
                     error = named.get(name, errors.KeyUnavailable)
-                    is_for_operators = bool({"keys", "authority"} & set(file.parts))
+                    is_for_operators = (
+                        bool({"keys", "authority"} & set(file.parts)) and file.name != _FEED
+                    )
                     (operators if is_for_operators else callers).add(
                         (value.value, error.__name__, error.code)
                     )
@@ -232,7 +244,7 @@ The API is `meshmint.v1`; its sources, with the same words, are in
 [proto/](../../proto/meshmint/v1). It only grows: a test freezes names, numbers and types.
 Reflection (`grpc.reflection.v1alpha`) and health checks (`grpc.health.v1`, overall and per
 service) are on the same port. A credential is a bearer token in the metadata: `authorization:
-Bearer <token>`. `GetChain`, health and reflection need none.
+Bearer <token>`. `GetChain`, `WatchTrustBundle`, health and reflection need none.
 """
 
 _FILES = ("certificate_service.proto", "admin_service.proto", "role.proto")
@@ -272,13 +284,14 @@ def _file(file: descriptor_pb2.FileDescriptorProto) -> Iterator[str]:
         yield "|---|---|---|---|\n"
         for number, method in enumerate(service.method):
             takes, gives = _type(method.input_type), _type(method.output_type)
+            gives = f"stream of {gives}" if method.server_streaming else gives
             comment = _cell(comments[6, index, 2, number])
             yield f"| `{method.name}` | {takes} | {gives} | {comment} |\n"
     for index, message in enumerate(file.message_type):
+        yield f"\n### {message.name}\n\n{comments[4, index]}\n"
         if not message.field:
             continue
-        yield f"\n### {message.name}\n\n{comments[4, index]}\n\n| | field | type | |\n"
-        yield "|---|---|---|---|\n"
+        yield "\n| | field | type | |\n|---|---|---|---|\n"
         maps = {nested.name: nested for nested in message.nested_type}
         for number, field in enumerate(message.field):
             comment = _cell(comments[4, index, 2, number])

@@ -499,3 +499,62 @@ class GetChainResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetChainResponse: _TypeAlias = GetChainResponse  # noqa: Y015
+
+@_typing.final
+class WatchTrustBundleRequest(_message.Message):
+    """Asks for the trust bundle of this service's trust domain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTrustBundleRequest: _TypeAlias = WatchTrustBundleRequest  # noqa: Y015
+
+@_typing.final
+class WatchTrustBundleResponse(_message.Message):
+    """A whole trust bundle. It replaces the one before: roots that are gone from it
+    are not to be trusted any more.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    TRUST_BUNDLE_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    REFRESH_HINT_FIELD_NUMBER: _builtins.int
+    trust_domain: _builtins.str
+    """The trust domain, such as "example.org"."""
+    sequence: _builtins.int
+    """Grows whenever the set of roots changes, and is the same on every server.
+    A bundle with a lower number than one seen before is out of date.
+    """
+    @_builtins.property
+    def trust_bundle(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The roots to trust, PEM each: those in use, and those that will be."""
+
+    @_builtins.property
+    def refresh_hint(self) -> _duration_pb2.Duration:
+        """How often those should look again who do not watch but poll."""
+
+    def __init__(
+        self,
+        *,
+        trust_domain: _builtins.str = ...,
+        trust_bundle: _abc.Iterable[_builtins.str] | None = ...,
+        sequence: _builtins.int = ...,
+        refresh_hint: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refresh_hint", b"refresh_hint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refresh_hint", b"refresh_hint", "sequence", b"sequence", "trust_bundle", b"trust_bundle", "trust_domain", b"trust_domain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTrustBundleResponse: _TypeAlias = WatchTrustBundleResponse  # noqa: Y015

@@ -29,7 +29,7 @@ class CertificateServiceStub:
     """Issues X.509 certificates to authenticated callers.
 
     Issue and Sign need a credential in the metadata `authorization: Bearer
-    <token>`; GetChain needs none. Errors carry google.rpc.ErrorInfo (domain
+    <token>`; GetChain and WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain
     "meshmint"), BadRequest with every violation at once, and RetryInfo where a
     retry makes sense.
     """
@@ -55,13 +55,18 @@ class CertificateServiceStub:
                 request_serializer=meshmint_dot_v1_dot_certificate__service__pb2.GetChainRequest.SerializeToString,
                 response_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.GetChainResponse.FromString,
                 _registered_method=True)
+        self.WatchTrustBundle = channel.unary_stream(
+                '/meshmint.v1.CertificateService/WatchTrustBundle',
+                request_serializer=meshmint_dot_v1_dot_certificate__service__pb2.WatchTrustBundleRequest.SerializeToString,
+                response_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.WatchTrustBundleResponse.FromString,
+                _registered_method=True)
 
 
 class CertificateServiceServicer:
     """Issues X.509 certificates to authenticated callers.
 
     Issue and Sign need a credential in the metadata `authorization: Bearer
-    <token>`; GetChain needs none. Errors carry google.rpc.ErrorInfo (domain
+    <token>`; GetChain and WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain
     "meshmint"), BadRequest with every violation at once, and RetryInfo where a
     retry makes sense.
     """
@@ -89,6 +94,16 @@ class CertificateServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchTrustBundle(self, request, context):
+        """Streams the trust bundle: the present one at once, and each later one as
+        soon as it is known. Every message is the whole bundle; a slow reader gets
+        the newest and misses those between. Needs no credential. The stream ends
+        with UNAVAILABLE when the server drains: open it again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CertificateServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -107,6 +122,11 @@ def add_CertificateServiceServicer_to_server(servicer, server):
                     request_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.GetChainRequest.FromString,
                     response_serializer=meshmint_dot_v1_dot_certificate__service__pb2.GetChainResponse.SerializeToString,
             ),
+            'WatchTrustBundle': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTrustBundle,
+                    request_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.WatchTrustBundleRequest.FromString,
+                    response_serializer=meshmint_dot_v1_dot_certificate__service__pb2.WatchTrustBundleResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'meshmint.v1.CertificateService', rpc_method_handlers)
@@ -119,7 +139,7 @@ class CertificateService:
     """Issues X.509 certificates to authenticated callers.
 
     Issue and Sign need a credential in the metadata `authorization: Bearer
-    <token>`; GetChain needs none. Errors carry google.rpc.ErrorInfo (domain
+    <token>`; GetChain and WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain
     "meshmint"), BadRequest with every violation at once, and RetryInfo where a
     retry makes sense.
     """
@@ -195,6 +215,33 @@ class CertificateService:
             '/meshmint.v1.CertificateService/GetChain',
             meshmint_dot_v1_dot_certificate__service__pb2.GetChainRequest.SerializeToString,
             meshmint_dot_v1_dot_certificate__service__pb2.GetChainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTrustBundle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/meshmint.v1.CertificateService/WatchTrustBundle',
+            meshmint_dot_v1_dot_certificate__service__pb2.WatchTrustBundleRequest.SerializeToString,
+            meshmint_dot_v1_dot_certificate__service__pb2.WatchTrustBundleResponse.FromString,
             options,
             channel_credentials,
             insecure,

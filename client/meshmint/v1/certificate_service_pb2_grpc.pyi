@@ -34,7 +34,7 @@ class CertificateServiceStub:
     """Issues X.509 certificates to authenticated callers.
 
     Issue and Sign need a credential in the metadata `authorization: Bearer
-    <token>`; GetChain needs none. Errors carry google.rpc.ErrorInfo (domain
+    <token>`; GetChain and WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain
     "meshmint"), BadRequest with every violation at once, and RetryInfo where a
     retry makes sense.
     """
@@ -53,13 +53,19 @@ class CertificateServiceStub:
     """
     GetChain: _grpc.UnaryUnaryMultiCallable[_certificate_service_pb2.GetChainRequest, _certificate_service_pb2.GetChainResponse]
     """Returns an issuer's chain and the trust bundle. Needs no credential."""
+    WatchTrustBundle: _grpc.UnaryStreamMultiCallable[_certificate_service_pb2.WatchTrustBundleRequest, _certificate_service_pb2.WatchTrustBundleResponse]
+    """Streams the trust bundle: the present one at once, and each later one as
+    soon as it is known. Every message is the whole bundle; a slow reader gets
+    the newest and misses those between. Needs no credential. The stream ends
+    with UNAVAILABLE when the server drains: open it again.
+    """
 
 @_typing.type_check_only
 class CertificateServiceAsyncStub(CertificateServiceStub):
     """Issues X.509 certificates to authenticated callers.
 
     Issue and Sign need a credential in the metadata `authorization: Bearer
-    <token>`; GetChain needs none. Errors carry google.rpc.ErrorInfo (domain
+    <token>`; GetChain and WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain
     "meshmint"), BadRequest with every violation at once, and RetryInfo where a
     retry makes sense.
     """
@@ -75,12 +81,18 @@ class CertificateServiceAsyncStub(CertificateServiceStub):
     """
     GetChain: _aio.UnaryUnaryMultiCallable[_certificate_service_pb2.GetChainRequest, _certificate_service_pb2.GetChainResponse]  # type: ignore[assignment]
     """Returns an issuer's chain and the trust bundle. Needs no credential."""
+    WatchTrustBundle: _aio.UnaryStreamMultiCallable[_certificate_service_pb2.WatchTrustBundleRequest, _certificate_service_pb2.WatchTrustBundleResponse]  # type: ignore[assignment]
+    """Streams the trust bundle: the present one at once, and each later one as
+    soon as it is known. Every message is the whole bundle; a slow reader gets
+    the newest and misses those between. Needs no credential. The stream ends
+    with UNAVAILABLE when the server drains: open it again.
+    """
 
 class CertificateServiceServicer(metaclass=_abc_1.ABCMeta):
     """Issues X.509 certificates to authenticated callers.
 
     Issue and Sign need a credential in the metadata `authorization: Bearer
-    <token>`; GetChain needs none. Errors carry google.rpc.ErrorInfo (domain
+    <token>`; GetChain and WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain
     "meshmint"), BadRequest with every violation at once, and RetryInfo where a
     retry makes sense.
     """
@@ -112,5 +124,17 @@ class CertificateServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_certificate_service_pb2.GetChainResponse, _abc.Awaitable[_certificate_service_pb2.GetChainResponse]]:
         """Returns an issuer's chain and the trust bundle. Needs no credential."""
+
+    @_abc_1.abstractmethod
+    def WatchTrustBundle(
+        self,
+        request: _certificate_service_pb2.WatchTrustBundleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_certificate_service_pb2.WatchTrustBundleResponse], _abc.AsyncIterator[_certificate_service_pb2.WatchTrustBundleResponse]]:
+        """Streams the trust bundle: the present one at once, and each later one as
+        soon as it is known. Every message is the whole bundle; a slow reader gets
+        the newest and misses those between. Needs no credential. The stream ends
+        with UNAVAILABLE when the server drains: open it again.
+        """
 
 def add_CertificateServiceServicer_to_server(servicer: CertificateServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,5 +1,6 @@
 """Issuers: how they come to be, which may sign, with which chain, below which roots."""
 
+from meshmint_server.authority.bundle_feed import TrustBundleFeed
 from meshmint_server.authority.ceremony import create_csr, import_chain
 from meshmint_server.authority.description import IssuerDescription, describe
 from meshmint_server.authority.examination import Examination, Expiry, examine_issuer, expiry_of
@@ -11,6 +12,7 @@ __all__ = [
     "Issuer",
     "IssuerBook",
     "IssuerDescription",
+    "TrustBundleFeed",
     "create_csr",
     "describe",
     "examine_issuer",

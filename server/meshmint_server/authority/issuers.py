@@ -70,6 +70,8 @@ class IssuerBook:
         self._keyring = keyring
         self._trust_domain = trust_domain
         self._revision = -1
+        self._sequence = 0
+        self._changed = asyncio.Event()
         self._issuers: Mapping[str, Issuer] = MappingProxyType({})
         self._active: Issuer | None = None
         self._keys: dict[tuple[str, bytes], SigningKey] = {}
@@ -86,6 +88,7 @@ class IssuerBook:
             if await self._store.issuers_revision() == self._revision:
                 return
             revision, rows = await self._store.load_issuers()
+            sequence = revision
             issuers: dict[str, Issuer] = {}
             complaints: set[tuple[str, str]] = set()
             keys: dict[tuple[str, bytes], SigningKey] = {}
@@ -115,6 +118,24 @@ class IssuerBook:
                 (one for one in issuers.values() if one.state is IssuerState.ACTIVE), None
             )
             self._revision = revision
+            if sequence != self._sequence:
+                self._sequence = sequence
+                self.wake()
+
+    @property
+    def revision(self) -> int:
+        """Grows with every change of an issuer, and is the same on every replica."""
+        return self._sequence
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """Is set at the next change of an issuer, and is then another event."""
+        return self._changed
+
+    def wake(self) -> None:
+        """Sets the event, so that whoever waits looks again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def _open(self, row: IssuerRow) -> tuple[SigningKey, str | None]:
         known = self._keys.get((row.key_uri, row.public_key))

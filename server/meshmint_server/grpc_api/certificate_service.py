@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
 from meshmint.v1 import certificate_service_pb2 as pb
 from meshmint.v1.certificate_service_pb2_grpc import CertificateServiceServicer
 
-from meshmint_server.authority import IssuerBook
+from meshmint_server.authority import IssuerBook, TrustBundleFeed
 from meshmint_server.grpc_api import translate
-from meshmint_server.grpc_api.edge import Call, Edge, rpc
+from meshmint_server.grpc_api.edge import Call, Edge, rpc, streaming_rpc
 from meshmint_server.issuance import Issued, Mint
 from meshmint_server.spiffe import TrustDomain
 
@@ -15,14 +18,20 @@ __all__ = ["CertificateService"]
 
 
 class CertificateService(CertificateServiceServicer):
-    """Issue, Sign and GetChain."""
+    """Issue, Sign, GetChain and WatchTrustBundle."""
 
     def __init__(
-        self, edge: Edge, mint: Mint, issuers: IssuerBook, trust_domain: TrustDomain
+        self,
+        edge: Edge,
+        mint: Mint,
+        issuers: IssuerBook,
+        bundles: TrustBundleFeed,
+        trust_domain: TrustDomain,
     ) -> None:
         self.edge = edge
         self._mint = mint
         self._issuers = issuers
+        self._bundles = bundles
         self._trust_domain = trust_domain
 
     @rpc("CertificateService/Issue")
@@ -66,6 +75,21 @@ class CertificateService(CertificateServiceServicer):
             trust_domain=str(self._trust_domain),
             not_after=translate.timestamp(issuer.not_after),
         )
+
+    @streaming_rpc("CertificateService/WatchTrustBundle")
+    async def WatchTrustBundle(  # noqa: N802
+        self, _request: pb.WatchTrustBundleRequest, _call: Call
+    ) -> AsyncGenerator[pb.WatchTrustBundleResponse, None]:
+        """The trust bundle, now and at every change; needs no credential."""
+        async with aclosing(self._bundles.watch()) as bundles:
+            async for bundle in bundles:
+                response = pb.WatchTrustBundleResponse(
+                    trust_domain=str(bundle.trust_domain),
+                    trust_bundle=bundle.roots_pem,
+                    sequence=bundle.sequence,
+                )
+                response.refresh_hint.FromTimedelta(bundle.refresh_hint)
+                yield response
 
 
 def _fill(response: pb.IssueResponse | pb.SignResponse, issued: Issued) -> None:

@@ -40,10 +40,10 @@ class OwnCredentials:
 
 
 def _configuration(issued: Issued) -> grpc.ServerCertificateConfiguration:
-    issuer = issued.issuer
-    chain = "".join((issued.certificate_pem, issuer.certificate_pem, *issuer.chain_pem))
     key = issued.private_key_pem or ""
-    return grpc.ssl_server_certificate_configuration([(key.encode(), chain.encode())])
+    return grpc.ssl_server_certificate_configuration(
+        [(key.encode(), issued.full_chain_pem.encode())]
+    )
 
 
 def file_credentials(certificate: Path, key: Path) -> grpc.ServerCredentials:

@@ -10,7 +10,8 @@ import asyncio
 import functools
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -26,12 +27,14 @@ from meshmint_server.errors import MeshmintError, Unauthenticated, Violation
 from meshmint_server.issuance import Deadline
 from meshmint_server.policy import Caller
 
-__all__ = ["Call", "Edge", "rpc"]
+__all__ = ["Call", "Edge", "rpc", "streaming_rpc"]
 
 log = structlog.get_logger(__name__)
 
 ERROR_DOMAIN = "meshmint"
 REQUEST_ID_KEY = "x-request-id"
+# The client is gone, or the process is about to be.
+_ENDS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
 _DETAILS_KEY = "grpc-status-details-bin"
 # Error details travel in HTTP/2 trailers, which clients limit to 8 KiB; the message goes
 # there twice, once percent-encoded, and the details in base64. All in bytes.
@@ -116,40 +119,98 @@ def rpc(
             origin = Origin(uuid.uuid4().hex, name, context.peer())
             telemetry.IN_FLIGHT.inc()
             try:
-                context.set_trailing_metadata(((REQUEST_ID_KEY, origin.request_id),))
-                remaining = context.time_remaining()
-                limit = self.edge.time_limit
-                call = Call(
-                    origin=origin,
-                    deadline=Deadline.after(limit if remaining is None else min(limit, remaining)),
-                    token=_bearer_token(context, self.edge, origin),
-                    edge=self.edge,
-                )
-                return await method(self, request, call)
-            except MeshmintError as error:
-                code = error.code
-                await _abort(context, error, origin)
-            except asyncio.CancelledError:
-                code = "CANCELLED"
+                return await method(self, request, _call(self.edge, context, origin))
+            except BaseException as error:  # a panic in a Rust extension is no Exception
+                code = _code(error)
+                await _refuse(context, error, origin)
                 raise
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except BaseException:  # a panic in a Rust extension is no Exception
-                code = "INTERNAL"
-                log.exception("bug: unexpected error", request_id=origin.request_id, rpc=name)
-                await context.abort(
-                    grpc.StatusCode.INTERNAL,
-                    f"Internal error. Tell the operator the request id {origin.request_id}.",
-                    ((REQUEST_ID_KEY, origin.request_id),),
-                )
             finally:
                 telemetry.IN_FLIGHT.dec()
                 telemetry.RPC_SECONDS.labels(name, code).observe(time.perf_counter() - started)
-            raise AssertionError("abort returned")  # pragma: no cover
 
         return handle
 
     return decorate
+
+
+def streaming_rpc(
+    name: str,
+) -> Callable[
+    [Callable[[Servicer, Request, Call], AsyncGenerator[Response, None]]],
+    Callable[[Servicer, Request, grpc.aio.ServicerContext[Any, Any]], AsyncIterator[Response]],
+]:
+    """Does what `rpc` does for a method that answers with a stream.
+
+    A response is sent before the next one is asked for, so a method that looks at
+    the present state each time never queues anything for a slow reader. A stream
+    is not in flight as a request is, and no time limit of ours ends it.
+
+    Args:
+        name: Service and method, such as ``CertificateService/WatchTrustBundle``.
+    """
+
+    def decorate(
+        method: Callable[[Servicer, Request, Call], AsyncGenerator[Response, None]],
+    ) -> Callable[[Servicer, Request, grpc.aio.ServicerContext[Any, Any]], AsyncIterator[Response]]:
+        @functools.wraps(method)
+        async def handle(
+            self: Servicer, request: Request, context: grpc.aio.ServicerContext[Any, Any]
+        ) -> None:
+            started = time.perf_counter()
+            code = "OK"
+            origin = Origin(uuid.uuid4().hex, name, context.peer())
+            try:
+                # Closed here and not by a garbage collector, so that what the method holds
+                # is free when the client is gone.
+                call = _call(self.edge, context, origin)
+                async with aclosing(method(self, request, call)) as responses:
+                    async for response in responses:
+                        await context.write(response)
+            except BaseException as error:  # a panic in a Rust extension is no Exception
+                code = _code(error)
+                await _refuse(context, error, origin)
+                raise
+            finally:
+                telemetry.RPC_SECONDS.labels(name, code).observe(time.perf_counter() - started)
+
+        # grpc.aio takes a coroutine that writes; the generated servicer names an iterator.
+        return handle  # type: ignore[return-value]
+
+    return decorate
+
+
+def _call(edge: Edge, context: grpc.aio.ServicerContext[Any, Any], origin: Origin) -> Call:
+    context.set_trailing_metadata(((REQUEST_ID_KEY, origin.request_id),))
+    remaining = context.time_remaining()
+    limit = edge.time_limit
+    return Call(
+        origin=origin,
+        deadline=Deadline.after(limit if remaining is None else min(limit, remaining)),
+        token=_bearer_token(context, edge, origin),
+        edge=edge,
+    )
+
+
+def _code(error: BaseException) -> str:
+    if isinstance(error, MeshmintError):
+        return error.code
+    return "CANCELLED" if isinstance(error, _ENDS) else "INTERNAL"
+
+
+async def _refuse(
+    context: grpc.aio.ServicerContext[Any, Any], error: BaseException, origin: Origin
+) -> None:
+    """Ends the RPC with the error's status; returns only where there is nobody to tell."""
+    if isinstance(error, MeshmintError):
+        await _abort(context, error, origin)
+    if isinstance(error, _ENDS):
+        return
+    log.error("bug: unexpected error", request_id=origin.request_id, rpc=origin.rpc, exc_info=error)
+    await context.abort(
+        grpc.StatusCode.INTERNAL,
+        f"Internal error. Tell the operator the request id {origin.request_id}.",
+        ((REQUEST_ID_KEY, origin.request_id),),
+    )
 
 
 def _bearer_token(

@@ -1,4 +1,4 @@
-"""The HTTP edge: health, readiness and metrics. It has no authority of its own."""
+"""The HTTP edge: health, readiness, metrics, trust bundle. It has no authority of its own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from meshmint_server import telemetry
+from meshmint_server.http_api.bundle_endpoint import build_bundle_endpoint
+from meshmint_server.http_api.listener import bind, serve_http
+from meshmint_server.http_api.server_tls import CertificateFiles, ServerTls
 from meshmint_server.issuance import ReadinessProbe
 
-__all__ = ["build_http_api"]
+__all__ = [
+    "CertificateFiles",
+    "ServerTls",
+    "bind",
+    "build_bundle_endpoint",
+    "build_http_api",
+    "serve_http",
+]
 
 
 def build_http_api(probe: ReadinessProbe) -> Starlette:

@@ -87,6 +87,11 @@ class Issued:
     serial_number: str
     private_key_pem: str | None
 
+    @property
+    def full_chain_pem(self) -> str:
+        """The certificate and its chain, root left out, as a TLS server shows them."""
+        return "".join((self.certificate_pem, self.issuer.certificate_pem, *self.issuer.chain_pem))
+
 
 class Mint:
     """Issues certificates. One per worker process."""

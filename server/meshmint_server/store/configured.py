@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from sqlalchemy import Row, Table, delete, insert, select, update
+from sqlalchemy import Row, Table, delete, insert, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meshmint_server.store.paging import (
@@ -121,10 +121,17 @@ async def fetch_issuer(connection: AsyncConnection, name: str) -> IssuerRow | No
 
 
 async def fetch_issuers(connection: AsyncConnection) -> tuple[int, tuple[IssuerRow, ...]]:
-    """Every issuer, and a revision that is at most as new as they are."""
-    revision = await fetch_revision(connection, "issuers")
-    result = await connection.execute(select(issuers).order_by(issuers.c.name))
-    return revision, tuple(_issuer(row) for row in result)
+    """Every issuer, and their revision."""
+    # One statement sees one state: the revision is told to the world as the sequence of the
+    # trust bundle, and must never stand for two sets of roots.
+    result = await connection.execute(
+        select(revisions.c.value.label("revision"), issuers)
+        .select_from(revisions.outerjoin(issuers, true()))
+        .where(revisions.c.kind == "issuers")
+        .order_by(issuers.c.name)
+    )
+    rows = result.all()
+    return int(rows[0].revision), tuple(_issuer(row) for row in rows if row.name is not None)
 
 
 class NameList:

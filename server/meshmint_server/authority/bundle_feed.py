@@ -1,0 +1,115 @@
+"""The trust bundle as it changes, for as many watchers as one worker can bear.
+
+Whoever watches gets the whole bundle and then only the newest one: nothing is
+queued, so a slow reader costs no memory and misses nothing that still counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from datetime import timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from meshmint_server import telemetry
+from meshmint_server.authority.issuers import IssuerBook
+from meshmint_server.errors import IssuerNotReady, Overloaded, Unavailable
+from meshmint_server.spiffe import TrustBundle, TrustDomain
+
+__all__ = ["TrustBundleFeed"]
+
+# What is sent to those who are turned away: long enough for other workers to be tried.
+_RETRY_SECONDS = 5.0
+
+
+class TrustBundleFeed:
+    """The trust bundle of the service's own trust domain, from the published issuers.
+
+    Args:
+        issuers: Where the roots come from.
+        trust_domain: The service's own.
+        refresh_hint: What the bundle tells those who poll.
+        limit: The most watchers at a time.
+    """
+
+    def __init__(
+        self,
+        issuers: IssuerBook,
+        trust_domain: TrustDomain,
+        *,
+        refresh_hint: timedelta,
+        limit: int,
+    ) -> None:
+        self._issuers = issuers
+        self._trust_domain = trust_domain
+        self._refresh_hint = refresh_hint
+        self._limit = limit
+        self._watchers = 0
+        self._is_closed = False
+        self._bundle: TrustBundle | None = None
+
+    def current(self) -> TrustBundle:
+        """The bundle as it is now; the very same object while it stays the same.
+
+        Raises:
+            IssuerNotReady: There is no root yet. An empty bundle would tell its readers
+                to trust nobody, which is not what a service without issuers knows.
+        """
+        sequence = self._issuers.revision
+        if self._bundle is None or self._bundle.sequence != sequence:
+            pems = [root for one in self._issuers.published() for root in one.roots_pem]
+            self._bundle = TrustBundle(
+                self._trust_domain,
+                tuple(_der(pem) for pem in dict.fromkeys(pems)),
+                sequence,
+                self._refresh_hint,
+            )
+        if not self._bundle.roots:
+            raise IssuerNotReady(
+                "There is no issuer yet, and so no trust bundle. An operator makes one with "
+                "'meshmintd ca csr' and 'meshmintd ca import'."
+            )
+        return self._bundle
+
+    async def watch(self) -> AsyncGenerator[TrustBundle, None]:
+        """The bundle, and every newer one, until the feed is closed.
+
+        Raises:
+            Overloaded: There are as many watchers as there may be.
+            IssuerNotReady: There is no root.
+            Unavailable: The feed is closed: this worker is about to end.
+        """
+        if self._watchers >= self._limit:
+            raise Overloaded(
+                "This worker has as many watchers as it may have. Retry: another may have room.",
+                reason="TOO_MANY_WATCHERS",
+                retry_after=_RETRY_SECONDS,
+            )
+        self._watchers += 1
+        telemetry.WATCHERS.inc()
+        try:
+            seen: TrustBundle | None = None
+            while True:
+                # Before the look, so that no change falls in between.
+                changed = self._issuers.changed
+                if self._is_closed:
+                    raise Unavailable("The server is draining. Connect again.", reason="DRAINING")
+                bundle = self.current()
+                if bundle is not seen:
+                    seen = bundle
+                    yield bundle
+                else:
+                    await changed.wait()
+        finally:
+            self._watchers -= 1
+            telemetry.WATCHERS.dec()
+
+    def close(self) -> None:
+        """Ends every watch, and lets none begin."""
+        self._is_closed = True
+        self._issuers.wake()
+
+
+def _der(pem: str) -> bytes:
+    return x509.load_pem_x509_certificate(pem.encode("ascii")).public_bytes(Encoding.DER)
