@@ -16,6 +16,8 @@ from typing import Literal, TextIO
 
 import structlog
 
+from meshmint_server.errors import MeshmintError, Violation
+
 __all__ = ["AuditLog", "Origin", "configure_logging", "utc_text"]
 
 # A caller chooses how many names are refused and what the role is called: neither may
@@ -114,15 +116,13 @@ class AuditLog:
     def refused(
         self,
         origin: Origin,
+        error: MeshmintError,
         *,
-        reason: str,
-        message: str,
-        violations: Sequence[str] = (),
         caller: str | None = None,
         authenticator: str | None = None,
         role: str | None = None,
     ) -> None:
-        """A request was refused; the reason is that of the error's details."""
+        """A request was refused; reason and violations are those that the caller is told."""
         self._log.warning(
             "request refused",
             type="audit",
@@ -133,9 +133,9 @@ class AuditLog:
             caller=caller,
             authenticator=authenticator,
             role=None if role is None else _shortened(role),
-            reason=reason,
-            message=_shortened(message),
-            violations=_first(violations),
+            reason=error.reason,
+            message=_shortened(error.message),
+            violations=_first(error.violations),
         )
 
     def administered(self, origin: Origin, *, caller: str, authenticator: str, change: str) -> None:
@@ -153,8 +153,8 @@ class AuditLog:
         )
 
 
-def _first(violations: Sequence[str]) -> list[str]:
-    shown = [_shortened(violation) for violation in violations[:_MOST_VIOLATIONS]]
+def _first(violations: Sequence[Violation]) -> list[str]:
+    shown = [_shortened(f"{v.field}: {v.description}") for v in violations[:_MOST_VIOLATIONS]]
     left_out = len(violations) - len(shown)
     return [*shown, f"and {left_out} more"] if left_out else shown
 

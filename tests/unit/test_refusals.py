@@ -19,6 +19,7 @@ from meshmint_server.errors import (
     InvalidRequest,
     MeshmintError,
     PermissionDenied,
+    PolicyViolated,
     RoleDenied,
     Violation,
 )
@@ -43,8 +44,8 @@ class Refusals(AuditLog):
         super().__init__()
         self.reasons: list[str] = []
 
-    def refused(self, origin: Origin, *, reason: str, **facts: object) -> None:
-        self.reasons.append(reason)
+    def refused(self, origin: Origin, error: MeshmintError, **facts: object) -> None:
+        self.reasons.append(error.reason)
 
 
 class Roles:
@@ -112,21 +113,17 @@ def test_names_past_all_limits_are_not_even_copied() -> None:
 
 def test_what_a_caller_can_put_into_one_log_line_is_bounded() -> None:
     with structlog.testing.capture_logs() as lines:
-        AuditLog().refused(
-            ORIGIN,
-            reason="R",
-            message="m" * 10_000,
-            role="r" * 10_000,
-            violations=["v" * 999] * 999,
-        )
+        error = PolicyViolated("m" * 10_000, violations=[Violation("f", "v" * 999)] * 999)
+        AuditLog().refused(ORIGIN, error, role="r" * 10_000)
     assert len(str(lines)) < 40_000
     assert lines[0]["violations"][-1] == "and 949 more"
 
 
 def test_control_characters_in_a_refused_role_name_do_not_reach_a_terminal() -> None:
     with structlog.testing.capture_logs() as lines:
-        AuditLog().refused(ORIGIN, reason="R", message="m", role="\x1b[2Jr", violations=["\nv"])
-    assert (lines[0]["role"], lines[0]["violations"]) == ("\\x1b[2Jr", ["\\nv"])
+        error = PolicyViolated("m", violations=[Violation("f", "\nv")])
+        AuditLog().refused(ORIGIN, error, role="\x1b[2Jr")
+    assert (lines[0]["role"], lines[0]["violations"]) == ("\\x1b[2Jr", ["f: \\nv"])
 
 
 class Context:

@@ -91,7 +91,7 @@ class Call:
             async with self.deadline.limit():
                 return await self.edge.authenticators.authenticate(self.token)
         except MeshmintError as error:
-            self.edge.audit.refused(self.origin, reason=error.reason, message=error.message)
+            self.edge.audit.refused(self.origin, error)
             raise
 
 
@@ -227,7 +227,7 @@ def _bearer_token(
         "Send exactly one 'authorization' metadata entry of the form 'Bearer <token>'.",
         reason="CREDENTIAL_MALFORMED",
     )
-    edge.audit.refused(origin, reason=error.reason, message=error.message)
+    edge.audit.refused(origin, error)
     raise error
 
 

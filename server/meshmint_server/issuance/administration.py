@@ -89,14 +89,13 @@ class Administration:
             "under 'admins'.",
             reason="NOT_AN_ADMIN",
         )
-        self._audit.refused(
-            origin,
-            caller=caller.subject,
-            authenticator=caller.authenticator,
-            reason=error.reason,
-            message=error.message,
-        )
+        self._refused(caller, origin, error)
         raise error
+
+    def _refused(self, caller: Caller, origin: Origin, error: MeshmintError) -> None:
+        self._audit.refused(
+            origin, error, caller=caller.subject, authenticator=caller.authenticator
+        )
 
     def _changed(self, caller: Caller, origin: Origin, change: str) -> None:
         self._audit.administered(
@@ -127,14 +126,7 @@ class Administration:
         try:
             role = Role.from_document(read())
         except MeshmintError as error:
-            self._audit.refused(
-                origin,
-                caller=caller.subject,
-                authenticator=caller.authenticator,
-                reason=error.reason,
-                message=error.message,
-                violations=[f"{v.field}: {v.description}" for v in error.violations],
-            )
+            self._refused(caller, origin, error)
             raise
         outcome = await put_role(
             self._store, role, trust_domain=self._trust_domain, validate_only=validate_only

@@ -143,12 +143,10 @@ class Mint:
         except MeshmintError as error:
             self._audit.refused(
                 origin,
+                error,
                 caller=caller.subject,
                 authenticator=caller.authenticator,
                 role=role_name or None,
-                reason=error.reason,
-                message=error.message,
-                violations=[f"{v.field}: {v.description}" for v in error.violations],
             )
             raise
 
