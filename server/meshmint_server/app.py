@@ -136,9 +136,14 @@ async def _serve(config: Config, pipe: Connection) -> None:
         background(_end_when_stuck(keyring))
 
         audit = AuditLog()
-        reserved = ReservedNames.of_service(
-            service_spiffe_id(config.trust_domain), config.tls.dns_names, config.tls.ip_addresses
-        )
+        try:
+            reserved = ReservedNames.of_service(
+                service_spiffe_id(config.trust_domain),
+                config.tls.dns_names,
+                config.tls.ip_addresses,
+            )
+        except ValueError as error:
+            raise ConfigError(f"tls: dns_names, ip_addresses: {error}") from error
         bounds = Bounds(config.trust_domain, config.default_ttl, config.max_ttl, reserved)
         roles = RoleBook(store)
         issuers = IssuerBook(store, keyring, config.trust_domain)

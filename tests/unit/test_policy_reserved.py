@@ -14,7 +14,9 @@ SERVICE_ID = SpiffeId(BOUNDS.trust_domain, ("meshmint", "server"))
 WITH_SERVICE = replace(
     BOUNDS,
     reserved=ReservedNames.of_service(
-        SERVICE_ID, ["Meshmint.Mesh.Test", "localhost"], ["192.0.2.7", "2001:db8::7", "127.0.0.1"]
+        SERVICE_ID,
+        ["Meshmint.Mesh.Test", "münze.mesh.test", "localhost"],
+        ["192.0.2.7", "2001:db8::7", "::ffff:192.0.2.8", "127.0.0.1"],
     ),
 )
 ROLE = make_role(allow_any_name=True, require_cn=False, allowed_uri_sans=["*"], key_type="ec")
@@ -31,6 +33,9 @@ ROLE = make_role(allow_any_name=True, require_cn=False, allowed_uri_sans=["*"], 
         Names(ip_addresses=("192.0.2.7",)),
         Names(ip_addresses=("::ffff:192.0.2.7",)),
         Names(ip_addresses=("2001:0db8:0::7",)),
+        Names(ip_addresses=("192.0.2.8",)),
+        Names(dns_names=("münze.mesh.test",)),
+        Names(dns_names=("xn--mnze-0ra.mesh.test",)),
         Names(uris=(str(SERVICE_ID),)),
     ],
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from cryptography import x509
 
 from meshmint_server.policy.findings import Findings
+from meshmint_server.policy.names import parse_dns_name, parse_ip
 from meshmint_server.spiffe import SpiffeId
 
 __all__ = ["ReservedNames"]
@@ -42,11 +43,12 @@ class ReservedNames:
         """The names of a service with this SPIFFE ID and these names in its certificate.
 
         Raises:
-            ValueError: An address is none.
+            MalformedName: One is not a name or address.
         """
-        parsed = (ipaddress.ip_address(text) for text in addresses)
+        names = (parse_dns_name(text).text for text in dns_names)
+        parsed = (parse_ip(text) for text in addresses)
         return cls(
-            frozenset(name.lower() for name in dns_names if name.lower() not in _LOCAL),
+            frozenset(name for name in names if name not in _LOCAL),
             frozenset(address for address in parsed if not address.is_loopback),
             spiffe_id,
         )
