@@ -98,11 +98,7 @@ class AuditLog:
         """A certificate was recorded and is about to be handed out."""
         self._log.info(
             "certificate issued",
-            type="audit",
-            decision="granted",
-            request_id=origin.request_id,
-            rpc=origin.rpc,
-            peer=origin.peer,
+            **_common(origin, "granted"),
             caller=caller,
             authenticator=authenticator,
             role=role,
@@ -125,11 +121,7 @@ class AuditLog:
         """A request was refused; reason and violations are those that the caller is told."""
         self._log.warning(
             "request refused",
-            type="audit",
-            decision="refused",
-            request_id=origin.request_id,
-            rpc=origin.rpc,
-            peer=origin.peer,
+            **_common(origin, "refused"),
             caller=caller,
             authenticator=authenticator,
             role=None if role is None else _shortened(role),
@@ -142,15 +134,22 @@ class AuditLog:
         """An operator changed something."""
         self._log.info(
             "administration",
-            type="audit",
-            decision="granted",
-            request_id=origin.request_id,
-            rpc=origin.rpc,
-            peer=origin.peer,
+            **_common(origin, "granted"),
             caller=caller,
             authenticator=authenticator,
             change=change,
         )
+
+
+def _common(origin: Origin, decision: Literal["granted", "refused"]) -> dict[str, str]:
+    """What every audit line has, in this order."""
+    return {
+        "type": "audit",
+        "decision": decision,
+        "request_id": origin.request_id,
+        "rpc": origin.rpc,
+        "peer": origin.peer,
+    }
 
 
 def _first(violations: Sequence[Violation]) -> list[str]:

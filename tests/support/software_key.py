@@ -77,6 +77,5 @@ def software_issuer(key: SoftwareKey, lifetime: timedelta) -> Issuer:
         trust_bundle_pem=(pem,),
         key=key,
         authority_key_identifier=x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key),
-        subject_key_identifier=b"one",
         not_after=certificate.not_valid_after_utc,
     )

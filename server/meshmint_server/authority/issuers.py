@@ -45,7 +45,6 @@ class Issuer:
         trust_bundle_pem: What to trust: its own roots, then those of every other issuer
             that is published, so that a rotation surprises nobody.
         authority_key_identifier: What a leaf says of this issuer.
-        subject_key_identifier: The same identifier, by itself.
         not_after: When the first certificate of the chain, root included, expires.
     """
 
@@ -58,7 +57,6 @@ class Issuer:
     trust_bundle_pem: tuple[str, ...]
     key: SigningKey
     authority_key_identifier: x509.AuthorityKeyIdentifier
-    subject_key_identifier: bytes
     not_after: datetime
 
 
@@ -239,7 +237,6 @@ def _issuer(row: IssuerRow, der: bytes, key: SigningKey) -> Issuer:
         authority_key_identifier=(
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
         ),
-        subject_key_identifier=identifier.digest,
         not_after=min(one.not_valid_after_utc for one in (certificate, *chain, *roots)),
     )
 

@@ -14,10 +14,10 @@ import typer
 
 from meshmint_server.cli.role_diff import role_diff
 from meshmint_server.cli.role_files import read_roles
-from meshmint_server.cli.role_targets import Put, RoleTarget, service_target, store_target
+from meshmint_server.cli.role_targets import RoleTarget, service_target, store_target
 from meshmint_server.cli.terminal import Failure, errors, out
 from meshmint_server.config import Config
-from meshmint_server.issuance import RoleChange
+from meshmint_server.issuance import PutRole, RoleChange
 from meshmint_server.policy import Role
 
 __all__ = ["apply", "apply_roles"]
@@ -91,7 +91,7 @@ def _target(
 
 async def apply_roles(
     target: AbstractAsyncContextManager[RoleTarget], roles: Sequence[Role], *, dry_run: bool
-) -> list[Put]:
+) -> list[PutRole]:
     """Puts the roles. All are checked by the target before the first is changed."""
     async with target as there:
         checked = [await there.put(role, validate_only=True) for role in roles]
@@ -100,7 +100,7 @@ async def apply_roles(
         return [await there.put(role, validate_only=False) for role in roles]
 
 
-def _show(put: Put) -> None:
+def _show(put: PutRole) -> None:
     sign, style = _SIGNS[put.change]
     out.print(f"[{style}]{sign} role {put.role.name}: {put.change.value}[/]")
     if put.change is not RoleChange.UNCHANGED:
@@ -111,7 +111,7 @@ def _show(put: Put) -> None:
         errors.print(f"role {put.role.name}: {warning}", markup=False)
 
 
-def _json(put: Put) -> str:
+def _json(put: PutRole) -> str:
     return json.dumps(
         {
             "role": put.role.name,

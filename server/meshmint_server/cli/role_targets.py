@@ -14,30 +14,20 @@ import meshmint
 from meshmint_server.app import open_store
 from meshmint_server.cli.terminal import Failure
 from meshmint_server.config import Config
-from meshmint_server.issuance import RoleChange, put_role
+from meshmint_server.issuance import PutRole, RoleChange, put_role
 from meshmint_server.policy import Role
 from meshmint_server.spiffe import TrustDomain
 from meshmint_server.store import Store
 
-__all__ = ["Put", "RoleTarget", "service_target", "store_target"]
+__all__ = ["RoleTarget", "service_target", "store_target"]
 
 CALL_SECONDS: Final = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Put:
-    """What putting a role did, or would do."""
-
-    role: Role
-    before: Role | None
-    change: RoleChange
-    warnings: tuple[str, ...]
 
 
 class RoleTarget(Protocol):
     """Takes roles."""
 
-    async def put(self, role: Role, *, validate_only: bool) -> Put:
+    async def put(self, role: Role, *, validate_only: bool) -> PutRole:
         """Creates or replaces a role whole, if it differs."""
         ...
 
@@ -47,11 +37,10 @@ class _StoreTarget:
     store: Store
     trust_domain: TrustDomain
 
-    async def put(self, role: Role, *, validate_only: bool) -> Put:
-        done = await put_role(
+    async def put(self, role: Role, *, validate_only: bool) -> PutRole:
+        return await put_role(
             self.store, role, trust_domain=self.trust_domain, validate_only=validate_only
         )
-        return Put(done.role, done.before, done.change, done.warnings)
 
 
 @asynccontextmanager
@@ -65,10 +54,10 @@ async def store_target(config: Config) -> AsyncIterator[RoleTarget]:
 class _ServiceTarget:
     client: meshmint.AsyncAdminClient
 
-    async def put(self, role: Role, *, validate_only: bool) -> Put:
+    async def put(self, role: Role, *, validate_only: bool) -> PutRole:
         before = await self._get(role.name)
         done = await self.client.put_role(json.loads(role.document()), validate_only=validate_only)
-        return Put(role, before, RoleChange(done.change), done.warnings)
+        return PutRole(role, before, RoleChange(done.change), done.warnings)
 
     async def _get(self, name: str) -> Role | None:
         try:

@@ -37,12 +37,10 @@ class KeyStorage:
 
     Attributes:
         settings: For the configuration.
-        is_softhsm: Whether keys are made inside SoftHSM.
         notice: What to tell, if it is not what one would expect.
     """
 
     settings: KeySettings
-    is_softhsm: bool
     notice: str | None
 
 
@@ -99,7 +97,7 @@ def _softhsm(state: StateDirectory) -> KeyStorage:
         f"pkcs11:token={TOKEN}?module-path={quote(str(module))}"
         f"&pin-source=file:{quote(str(state.pin))}"
     )
-    return KeyStorage(KeySettings(pkcs11=uri), is_softhsm=True, notice=None)
+    return KeyStorage(KeySettings(pkcs11=uri), notice=None)
 
 
 def _files(state: StateDirectory, notice: str) -> KeyStorage:
@@ -108,4 +106,4 @@ def _files(state: StateDirectory, notice: str) -> KeyStorage:
     settings = KeySettings(
         file_directory=state.file_keys, passphrase_source=f"file:{state.passphrase}"
     )
-    return KeyStorage(settings, is_softhsm=False, notice=notice)
+    return KeyStorage(settings, notice=notice)

@@ -45,7 +45,6 @@ class ServiceProcess:
         self._log = log
         self._last: deque[str] = deque(maxlen=_LINES_OF_A_FAILURE)
         self._is_telling = False
-        self._stopping = False
         self.has_ended = threading.Event()
         self._reader = threading.Thread(target=self._read, name="service-log", daemon=True)
         self._reader.start()
@@ -107,7 +106,6 @@ class ServiceProcess:
 
     def stop(self) -> int:
         """Drains and ends it; returns its exit status."""
-        self._stopping = True
         self._is_telling = False
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
