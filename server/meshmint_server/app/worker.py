@@ -1,0 +1,174 @@
+"""One worker: builds its objects from the configuration, serves, and drains.
+
+Its own login to the token, its own database pool, its own event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from contextlib import AsyncExitStack
+from multiprocessing.connection import Connection
+
+import structlog
+
+from meshmint_server import telemetry
+from meshmint_server.app.background import background, beat, end_when_stuck
+from meshmint_server.app.openers import open_keyring, open_store
+from meshmint_server.app.own_certificate import BundleEndpoint, grpc_credentials
+from meshmint_server.audit import AuditLog, configure_logging
+from meshmint_server.authn import Authenticators
+from meshmint_server.authority import IssuerBook, TrustBundleFeed
+from meshmint_server.config import Config, ConfigError
+from meshmint_server.errors import MeshmintError
+from meshmint_server.grpc_api import AdminService, CertificateService, Edge, GrpcListener
+from meshmint_server.http_api import bind, build_http_api, serve_http
+from meshmint_server.issuance import (
+    Administration,
+    Mint,
+    ReadinessProbe,
+    RoleBook,
+    ServiceCertificate,
+    service_spiffe_id,
+)
+from meshmint_server.policy import Bounds, ReservedNames
+
+__all__ = ["EXIT_CONFIG", "run_worker"]
+
+log = structlog.get_logger(__name__)
+
+EXIT_CONFIG = 78  # sysexits.h: EX_CONFIG
+
+REFRESH_SECONDS = 0.25
+PROBE_SECONDS = 5.0
+
+
+def run_worker(config: Config, pipe: Connection) -> None:
+    """Runs one worker until SIGTERM, or until the supervisor is gone.
+
+    Exits with EXIT_CONFIG where a restart cannot help.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    configure_logging(config.log.format, config.log.level)
+    try:
+        asyncio.run(_serve(config, pipe))
+    except (ConfigError, OSError) as error:
+        log.error("cannot serve", problem=str(error))
+        sys.exit(EXIT_CONFIG)
+    except MeshmintError as error:
+        log.error("cannot serve", problem=error.message, reason=error.reason)
+        sys.exit(1)
+
+
+async def _serve(config: Config, pipe: Connection) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    async with AsyncExitStack() as stack:
+        start = await stack.enter_async_context(background())
+        start(beat(pipe, stopping))
+        store = await stack.enter_async_context(open_store(config))
+        keyring = await stack.enter_async_context(open_keyring(config))
+        start(end_when_stuck(keyring))
+
+        audit = AuditLog()
+        try:
+            reserved = ReservedNames.of_service(
+                service_spiffe_id(config.trust_domain),
+                config.tls.dns_names,
+                config.tls.ip_addresses,
+            )
+        except ValueError as error:
+            raise ConfigError(f"tls: dns_names, ip_addresses: {error}") from error
+        bounds = Bounds(config.trust_domain, config.default_ttl, config.max_ttl, reserved)
+        roles = RoleBook(store)
+        issuers = IssuerBook(store, keyring, config.trust_domain)
+        bundles = TrustBundleFeed(
+            issuers,
+            config.trust_domain,
+            refresh_hint=config.bundle_endpoint.refresh_hint,
+            limit=config.max_watchers,
+        )
+        probe = ReadinessProbe(issuers, store)
+        try:
+            authenticators = Authenticators.build(
+                config.authenticators, config.trust_domain, on_check=_count_token_check
+            )
+        except ValueError as error:
+            raise ConfigError(f"authenticators: {error}") from error
+        stack.push_async_callback(authenticators.close)
+        mint = Mint(roles=roles, issuers=issuers, store=store, bounds=bounds, audit=audit)
+        stack.callback(mint.close)
+        administration = Administration(
+            admins=config.admins,
+            store=store,
+            roles=roles,
+            trust_domain=config.trust_domain,
+            audit=audit,
+        )
+        edge = Edge(authenticators, audit, config.request_time_limit.total_seconds())
+        listener = GrpcListener(
+            CertificateService(edge, mint, issuers, bundles, config.trust_domain),
+            AdminService(edge, administration),
+        )
+
+        await roles.refresh()
+        await issuers.refresh()
+        start(roles.follow(REFRESH_SECONDS))
+        start(_follow_issuers(issuers))
+        http = bind(config.http.listen.host, config.http.listen.port)
+        await stack.enter_async_context(serve_http(build_http_api(probe), http))
+        await probe.probe()
+        start(probe.follow(PROBE_SECONDS))
+
+        service_certificate = ServiceCertificate(
+            mint,
+            issuers,
+            trust_domain=config.trust_domain,
+            dns_names=config.tls.dns_names,
+            ip_addresses=config.tls.ip_addresses,
+            lifetime=config.tls.lifetime,
+        )
+        credentials = await grpc_credentials(config, service_certificate, start, stopping)
+        if stopping.is_set():
+            return
+        endpoint = BundleEndpoint(config.bundle_endpoint, start)
+        listener.listen(str(config.listen), credentials)
+        await listener.start()
+        probe.on_change(listener.readiness_listener())
+        with contextlib.suppress(OSError):
+            pipe.send("serving")
+        log.info(
+            "serving",
+            address=str(config.listen),
+            http=str(config.http.listen),
+            tls=config.tls.mode,
+            trust_domain=str(config.trust_domain),
+            pid=os.getpid(),
+        )
+        await stack.enter_async_context(endpoint.serve(bundles, service_certificate, stopping))
+        await stopping.wait()
+        probe.stop("draining")
+        bundles.close()
+        await listener.stop(config.drain.total_seconds())
+
+
+def _count_token_check(authenticator: str, outcome: str) -> None:
+    # Tokens that no authenticator takes are nobody's.
+    telemetry.TOKEN_CHECKS.labels(authenticator or "none", outcome.lower()).inc()
+
+
+async def _follow_issuers(issuers: IssuerBook) -> None:
+    while True:
+        try:
+            await issuers.refresh()
+        except MeshmintError as error:
+            log.warning("issuers could not be refreshed", reason=error.reason)
+        for issuer in issuers.published():
+            telemetry.ISSUER_EXPIRY.labels(issuer.name, issuer.state.value).set(
+                issuer.not_after.timestamp()
+            )
+        await asyncio.sleep(REFRESH_SECONDS)

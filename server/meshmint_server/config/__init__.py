@@ -1,0 +1,20 @@
+"""The server's configuration: one YAML file, parsed into types that cannot be wrong.
+
+It sits above the rooms because it is made of the settings that they define;
+only `app` builds objects from it. It never holds a secret, only where one is.
+"""
+
+from meshmint_server.config.fields import HostPort, UnixSocket
+from meshmint_server.config.listeners import BundleEndpointSettings, HttpSettings, TlsSettings
+from meshmint_server.config.whole import Config, ConfigError, LogSettings
+
+__all__ = [
+    "BundleEndpointSettings",
+    "Config",
+    "ConfigError",
+    "HostPort",
+    "HttpSettings",
+    "LogSettings",
+    "TlsSettings",
+    "UnixSocket",
+]

@@ -1,0 +1,180 @@
+"""The configuration as a whole, and how its file is read."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from datetime import timedelta
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+from meshmint_server.audit import LogFormat, LogLevel
+from meshmint_server.authn import AuthenticatorSettings, refuse_conflicts
+from meshmint_server.config.fields import (
+    HostPort,
+    PositiveDuration,
+    Section,
+    UnixSocket,
+    parse_address,
+)
+from meshmint_server.config.listeners import BundleEndpointSettings, HttpSettings, TlsSettings
+from meshmint_server.keys import KeySettings
+from meshmint_server.policy import CallerMatcher
+from meshmint_server.spiffe import InvalidSpiffeId, TrustDomain
+from meshmint_server.store import parse_store_url
+
+__all__ = ["Config", "ConfigError", "LogSettings"]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message says where and what to do."""
+
+
+def _trust_domain(value: object) -> TrustDomain:
+    if isinstance(value, TrustDomain):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("must be text, such as 'example.org'")
+    try:
+        return TrustDomain(value)
+    except InvalidSpiffeId as error:
+        raise ValueError(str(error)) from error
+
+
+def _store_url(value: str) -> str:
+    parse_store_url(value)
+    return value
+
+
+def _conflict_free(
+    value: tuple[AuthenticatorSettings, ...],
+) -> tuple[AuthenticatorSettings, ...]:
+    refuse_conflicts(value)
+    return value
+
+
+class LogSettings(Section):
+    """The log, on standard output."""
+
+    format: LogFormat = "json"
+    level: LogLevel = "info"
+
+
+class Config(Section):
+    """Everything `meshmintd serve` needs to know.
+
+    Attributes:
+        trust_domain: The SPIFFE trust domain that this service issues for.
+        listen: Address of the gRPC listener.
+        tls: Its certificate.
+        http: The HTTP port.
+        bundle_endpoint: The SPIFFE bundle endpoint.
+        store: Where records, roles and issuers are kept: ``sqlite:////absolute/path.db``
+            or ``postgresql://user@host/database?password_file=/path``.
+        keys: Where signing keys are.
+        authenticators: Who vouches for callers; at least one is needed to issue.
+        admins: Callers that may use AdminService; a matcher that matches everybody is refused.
+        default_ttl: Lifetime where neither role nor request says one.
+        max_ttl: The longest lifetime that any role can give.
+        workers: Number of worker processes.
+        max_watchers: The most WatchTrustBundle streams that one worker keeps open.
+        request_time_limit: The longest that one request may take.
+        drain: How long requests in flight may take at the end.
+        log: The log.
+    """
+
+    trust_domain: Annotated[TrustDomain, BeforeValidator(_trust_domain), PlainSerializer(str)]
+    listen: Annotated[
+        HostPort | UnixSocket, BeforeValidator(parse_address), PlainSerializer(str)
+    ] = HostPort("127.0.0.1", 8443)
+    tls: TlsSettings = TlsSettings()
+    http: HttpSettings = HttpSettings()
+    bundle_endpoint: BundleEndpointSettings = BundleEndpointSettings()
+    # It may hold a password, however little we ask for one.
+    store: Annotated[str, AfterValidator(_store_url), Field(repr=False)]
+    keys: KeySettings
+    authenticators: Annotated[
+        tuple[AuthenticatorSettings, ...], AfterValidator(_conflict_free)
+    ] = ()
+    admins: tuple[CallerMatcher, ...] = ()
+    default_ttl: PositiveDuration = timedelta(hours=768)
+    max_ttl: PositiveDuration = timedelta(hours=768)
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    max_watchers: Annotated[int, Field(ge=0)] = 10_000
+    request_time_limit: PositiveDuration = timedelta(seconds=10)
+    drain: PositiveDuration = timedelta(seconds=20)
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> Config:
+        if self.tls.mode == "none" and not self.listen.is_loopback:
+            raise ValueError(
+                "without TLS the server listens only on loopback or a unix socket: "
+                "set tls.mode to 'own' or 'files', or listen on 127.0.0.1"
+            )
+        if any(matcher.is_open for matcher in self.admins):
+            raise ValueError(
+                "admins: an empty matcher makes every caller an administrator: "
+                "name the authenticator and the caller"
+            )
+        if self.default_ttl > self.max_ttl:
+            raise ValueError("default_ttl is longer than max_ttl")
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> Config:
+        """Reads a configuration file.
+
+        Raises:
+            ConfigError: It cannot be read, or something in it is wrong; the
+                message names every place.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from error
+        try:
+            # As a stream: errors in a text quote its lines, and one of them may hold a password.
+            document = yaml.load(StringIO(text), _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: is not YAML: {error}") from error
+        if not isinstance(document, dict):
+            raise ConfigError(f"{path}: must be a mapping with 'trust_domain', 'store', 'keys', …")
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            problems = "\n".join(
+                f"  {'.'.join(map(str, problem['loc'])) or '(whole file)'}: "
+                f"{problem['msg'].removeprefix('Value error, ')}"
+                for problem in error.errors(include_url=False, include_input=False)
+            )
+            raise ConfigError(f"{path}: cannot be used:\n{problems}") from error
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice, where YAML would let the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be text", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
