@@ -21,6 +21,7 @@ from prometheus_client import (
 __all__ = [
     "IN_FLIGHT",
     "ISSUER_EXPIRY",
+    "LEADER",
     "READY",
     "RPC_SECONDS",
     "SIGNATURES_WAITING",
@@ -76,6 +77,11 @@ ISSUER_EXPIRY: Final = Gauge(
     "When an issuer's chain expires, in seconds since 1970.",
     ("issuer", "state"),
     multiprocess_mode="livemax",
+)
+LEADER: Final = Gauge(
+    "meshmint_leader",
+    "Workers that do the upkeep: one of all replicas.",
+    multiprocess_mode="livesum",
 )
 READY: Final = Gauge(
     "meshmint_ready",

@@ -24,50 +24,69 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from meshmint.v1 import certificate_service_pb2 as meshmint_dot_v1_dot_certificate__service__pb2
 from meshmint.v1 import role_pb2 as meshmint_dot_v1_dot_role__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmeshmint/v1/admin_service.proto\x12\x0bmeshmint.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16meshmint/v1/role.proto\"H\n\x0ePutRoleRequest\x12\x1f\n\x04role\x18\x01 \x01(\x0b\x32\x11.meshmint.v1.Role\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"m\n\x0fPutRoleResponse\x12\x1f\n\x04role\x18\x01 \x01(\x0b\x32\x11.meshmint.v1.Role\x12\'\n\x06\x63hange\x18\x02 \x01(\x0e\x32\x17.meshmint.v1.RoleChange\x12\x10\n\x08warnings\x18\x03 \x03(\t\"\x1e\n\x0eGetRoleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListRolesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListRolesResponse\x12 \n\x05roles\x18\x01 \x03(\x0b\x32\x11.meshmint.v1.Role\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"8\n\x11\x44\x65leteRoleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"\x91\x02\n\x06Issuer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.meshmint.v1.IssuerState\x12\x0f\n\x07key_uri\x18\x03 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x04 \x01(\t\x12\r\n\x05\x63hain\x18\x05 \x03(\t\x12\x14\n\x0ctrust_bundle\x18\x06 \x03(\t\x12\x0f\n\x07subject\x18\x07 \x01(\t\x12\x15\n\rserial_number\x18\x08 \x01(\t\x12.\n\nnot_before\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\";\n\x12ListIssuersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x13ListIssuersResponse\x12$\n\x07issuers\x18\x01 \x03(\x0b\x32\x13.meshmint.v1.Issuer\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10GetIssuerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xd0\x02\n\x06Record\x12\x15\n\rserial_number\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\t\x12\x0e\n\x06issuer\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x15\n\rauthenticator\x18\x05 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\t\x12\x11\n\tspiffe_id\x18\x07 \x01(\t\x12\x0f\n\x07subject\x18\x08 \x01(\t\x12\r\n\x05names\x18\t \x03(\t\x12.\n\nnot_before\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\r \x01(\t\"\xb2\x02\n\x0cRecordFilter\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\x15\n\rauthenticator\x18\x03 \x01(\t\x12\x11\n\tspiffe_id\x18\x04 \x01(\t\x12\x0e\n\x06issuer\x18\x05 \x01(\t\x12\x30\n\x0c\x63reated_from\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x65xpires_from\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x65xpires_before\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"f\n\x12ListRecordsRequest\x12)\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x19.meshmint.v1.RecordFilter\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"T\n\x13ListRecordsResponse\x12$\n\x07records\x18\x01 \x03(\x0b\x32\x13.meshmint.v1.Record\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x10GetRecordRequest\x12\x15\n\rserial_number\x18\x01 \x01(\t*v\n\nRoleChange\x12\x1b\n\x17ROLE_CHANGE_UNSPECIFIED\x10\x00\x12\x17\n\x13ROLE_CHANGE_CREATED\x10\x01\x12\x17\n\x13ROLE_CHANGE_UPDATED\x10\x02\x12\x19\n\x15ROLE_CHANGE_UNCHANGED\x10\x03*\x8f\x01\n\x0bIssuerState\x12\x1c\n\x18ISSUER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14ISSUER_STATE_PENDING\x10\x01\x12\x15\n\x11ISSUER_STATE_NEXT\x10\x02\x12\x17\n\x13ISSUER_STATE_ACTIVE\x10\x03\x12\x18\n\x14ISSUER_STATE_RETIRED\x10\x04\x32\xc7\x04\n\x0c\x41\x64minService\x12\x44\n\x07PutRole\x12\x1b.meshmint.v1.PutRoleRequest\x1a\x1c.meshmint.v1.PutRoleResponse\x12\x39\n\x07GetRole\x12\x1b.meshmint.v1.GetRoleRequest\x1a\x11.meshmint.v1.Role\x12J\n\tListRoles\x12\x1d.meshmint.v1.ListRolesRequest\x1a\x1e.meshmint.v1.ListRolesResponse\x12\x44\n\nDeleteRole\x12\x1e.meshmint.v1.DeleteRoleRequest\x1a\x16.google.protobuf.Empty\x12P\n\x0bListIssuers\x12\x1f.meshmint.v1.ListIssuersRequest\x1a .meshmint.v1.ListIssuersResponse\x12?\n\tGetIssuer\x12\x1d.meshmint.v1.GetIssuerRequest\x1a\x13.meshmint.v1.Issuer\x12P\n\x0bListRecords\x12\x1f.meshmint.v1.ListRecordsRequest\x1a .meshmint.v1.ListRecordsResponse\x12?\n\tGetRecord\x12\x1d.meshmint.v1.GetRecordRequest\x1a\x13.meshmint.v1.Recordb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmeshmint/v1/admin_service.proto\x12\x0bmeshmint.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%meshmint/v1/certificate_service.proto\x1a\x16meshmint/v1/role.proto\"H\n\x0ePutRoleRequest\x12\x1f\n\x04role\x18\x01 \x01(\x0b\x32\x11.meshmint.v1.Role\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"m\n\x0fPutRoleResponse\x12\x1f\n\x04role\x18\x01 \x01(\x0b\x32\x11.meshmint.v1.Role\x12\'\n\x06\x63hange\x18\x02 \x01(\x0e\x32\x17.meshmint.v1.RoleChange\x12\x10\n\x08warnings\x18\x03 \x03(\t\"\x1e\n\x0eGetRoleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListRolesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListRolesResponse\x12 \n\x05roles\x18\x01 \x03(\x0b\x32\x11.meshmint.v1.Role\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"8\n\x11\x44\x65leteRoleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"\xa7\x03\n\x06Issuer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.meshmint.v1.IssuerState\x12\x0f\n\x07key_uri\x18\x03 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x04 \x01(\t\x12\r\n\x05\x63hain\x18\x05 \x03(\t\x12\x14\n\x0ctrust_bundle\x18\x06 \x03(\t\x12\x0f\n\x07subject\x18\x07 \x01(\t\x12\x15\n\rserial_number\x18\x08 \x01(\t\x12.\n\nnot_before\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cpublish_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\ractivate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bretire_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\";\n\x12ListIssuersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x13ListIssuersResponse\x12$\n\x07issuers\x18\x01 \x03(\x0b\x32\x13.meshmint.v1.Issuer\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10GetIssuerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12GetRotationRequest\"\xbd\x01\n\x08Rotation\x12\'\n\x04step\x18\x01 \x01(\x0e\x32\x19.meshmint.v1.RotationStep\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\t\x12\x0c\n\x04next\x18\x04 \x01(\t\x12\x11\n\tautomatic\x18\x05 \x01(\x08\x12,\n\x08\x64ue_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0clast_failure\x18\x07 \x01(\t\"L\n\x14PrepareIssuerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x13\n\x0b\x63ommon_name\x18\x03 \x01(\t\"I\n\x15PrepareIssuerResponse\x12#\n\x06issuer\x18\x01 \x01(\x0b\x32\x13.meshmint.v1.Issuer\x12\x0b\n\x03\x63sr\x18\x02 \x01(\t\"9\n\x13ImportIssuerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x65rtificates\x18\x02 \x01(\t\"6\n\x15\x41\x63tivateIssuerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61t_once\x18\x02 \x01(\x08\"4\n\x13RemoveIssuerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61t_once\x18\x02 \x01(\x08\"p\n\nRevocation\x12\x33\n\x0frevocation_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06reason\x18\x02 \x01(\x0e\x32\x1d.meshmint.v1.RevocationReason\"\xfd\x02\n\x06Record\x12\x15\n\rserial_number\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\t\x12\x0e\n\x06issuer\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x15\n\rauthenticator\x18\x05 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\t\x12\x11\n\tspiffe_id\x18\x07 \x01(\t\x12\x0f\n\x07subject\x18\x08 \x01(\t\x12\r\n\x05names\x18\t \x03(\t\x12.\n\nnot_before\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\r \x01(\t\x12+\n\nrevocation\x18\x0e \x01(\x0b\x32\x17.meshmint.v1.Revocation\"\xc0\x02\n\x0cRecordFilter\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x02 \x01(\t\x12\x15\n\rauthenticator\x18\x03 \x01(\t\x12\x11\n\tspiffe_id\x18\x04 \x01(\t\x12\x0e\n\x06issuer\x18\x05 \x01(\t\x12\x30\n\x0c\x63reated_from\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x65xpires_from\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x65xpires_before\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04name\x18\n \x01(\t\"f\n\x12ListRecordsRequest\x12)\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x19.meshmint.v1.RecordFilter\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"T\n\x13ListRecordsResponse\x12$\n\x07records\x18\x01 \x03(\x0b\x32\x13.meshmint.v1.Record\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x10GetRecordRequest\x12\x15\n\rserial_number\x18\x01 \x01(\t*v\n\nRoleChange\x12\x1b\n\x17ROLE_CHANGE_UNSPECIFIED\x10\x00\x12\x17\n\x13ROLE_CHANGE_CREATED\x10\x01\x12\x17\n\x13ROLE_CHANGE_UPDATED\x10\x02\x12\x19\n\x15ROLE_CHANGE_UNCHANGED\x10\x03*\xa6\x01\n\x0bIssuerState\x12\x1c\n\x18ISSUER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14ISSUER_STATE_PENDING\x10\x01\x12\x15\n\x11ISSUER_STATE_NEXT\x10\x02\x12\x17\n\x13ISSUER_STATE_ACTIVE\x10\x03\x12\x18\n\x14ISSUER_STATE_RETIRED\x10\x04\x12\x15\n\x11ISSUER_STATE_GONE\x10\x05*\xae\x01\n\x0cRotationStep\x12\x1d\n\x19ROTATION_STEP_UNSPECIFIED\x10\x00\x12\x16\n\x12ROTATION_STEP_NONE\x10\x01\x12\x19\n\x15ROTATION_STEP_PREPARE\x10\x02\x12\x18\n\x14ROTATION_STEP_IMPORT\x10\x03\x12\x16\n\x12ROTATION_STEP_WAIT\x10\x04\x12\x1a\n\x16ROTATION_STEP_ACTIVATE\x10\x05\x32\xc7\x04\n\x0c\x41\x64minService\x12\x44\n\x07PutRole\x12\x1b.meshmint.v1.PutRoleRequest\x1a\x1c.meshmint.v1.PutRoleResponse\x12\x39\n\x07GetRole\x12\x1b.meshmint.v1.GetRoleRequest\x1a\x11.meshmint.v1.Role\x12J\n\tListRoles\x12\x1d.meshmint.v1.ListRolesRequest\x1a\x1e.meshmint.v1.ListRolesResponse\x12\x44\n\nDeleteRole\x12\x1e.meshmint.v1.DeleteRoleRequest\x1a\x16.google.protobuf.Empty\x12P\n\x0bListIssuers\x12\x1f.meshmint.v1.ListIssuersRequest\x1a .meshmint.v1.ListIssuersResponse\x12?\n\tGetIssuer\x12\x1d.meshmint.v1.GetIssuerRequest\x1a\x13.meshmint.v1.Issuer\x12P\n\x0bListRecords\x12\x1f.meshmint.v1.ListRecordsRequest\x1a .meshmint.v1.ListRecordsResponse\x12?\n\tGetRecord\x12\x1d.meshmint.v1.GetRecordRequest\x1a\x13.meshmint.v1.Recordb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshmint.v1.admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLECHANGE']._serialized_start=1886
-  _globals['_ROLECHANGE']._serialized_end=2004
-  _globals['_ISSUERSTATE']._serialized_start=2007
-  _globals['_ISSUERSTATE']._serialized_end=2150
-  _globals['_PUTROLEREQUEST']._serialized_start=134
-  _globals['_PUTROLEREQUEST']._serialized_end=206
-  _globals['_PUTROLERESPONSE']._serialized_start=208
-  _globals['_PUTROLERESPONSE']._serialized_end=317
-  _globals['_GETROLEREQUEST']._serialized_start=319
-  _globals['_GETROLEREQUEST']._serialized_end=349
-  _globals['_LISTROLESREQUEST']._serialized_start=351
-  _globals['_LISTROLESREQUEST']._serialized_end=408
-  _globals['_LISTROLESRESPONSE']._serialized_start=410
-  _globals['_LISTROLESRESPONSE']._serialized_end=488
-  _globals['_DELETEROLEREQUEST']._serialized_start=490
-  _globals['_DELETEROLEREQUEST']._serialized_end=546
-  _globals['_ISSUER']._serialized_start=549
-  _globals['_ISSUER']._serialized_end=822
-  _globals['_LISTISSUERSREQUEST']._serialized_start=824
-  _globals['_LISTISSUERSREQUEST']._serialized_end=883
-  _globals['_LISTISSUERSRESPONSE']._serialized_start=885
-  _globals['_LISTISSUERSRESPONSE']._serialized_end=969
-  _globals['_GETISSUERREQUEST']._serialized_start=971
-  _globals['_GETISSUERREQUEST']._serialized_end=1003
-  _globals['_RECORD']._serialized_start=1006
-  _globals['_RECORD']._serialized_end=1342
-  _globals['_RECORDFILTER']._serialized_start=1345
-  _globals['_RECORDFILTER']._serialized_end=1651
-  _globals['_LISTRECORDSREQUEST']._serialized_start=1653
-  _globals['_LISTRECORDSREQUEST']._serialized_end=1755
-  _globals['_LISTRECORDSRESPONSE']._serialized_start=1757
-  _globals['_LISTRECORDSRESPONSE']._serialized_end=1841
-  _globals['_GETRECORDREQUEST']._serialized_start=1843
-  _globals['_GETRECORDREQUEST']._serialized_end=1884
-  _globals['_ADMINSERVICE']._serialized_start=2153
-  _globals['_ADMINSERVICE']._serialized_end=2736
+  _globals['_ROLECHANGE']._serialized_start=2784
+  _globals['_ROLECHANGE']._serialized_end=2902
+  _globals['_ISSUERSTATE']._serialized_start=2905
+  _globals['_ISSUERSTATE']._serialized_end=3071
+  _globals['_ROTATIONSTEP']._serialized_start=3074
+  _globals['_ROTATIONSTEP']._serialized_end=3248
+  _globals['_PUTROLEREQUEST']._serialized_start=173
+  _globals['_PUTROLEREQUEST']._serialized_end=245
+  _globals['_PUTROLERESPONSE']._serialized_start=247
+  _globals['_PUTROLERESPONSE']._serialized_end=356
+  _globals['_GETROLEREQUEST']._serialized_start=358
+  _globals['_GETROLEREQUEST']._serialized_end=388
+  _globals['_LISTROLESREQUEST']._serialized_start=390
+  _globals['_LISTROLESREQUEST']._serialized_end=447
+  _globals['_LISTROLESRESPONSE']._serialized_start=449
+  _globals['_LISTROLESRESPONSE']._serialized_end=527
+  _globals['_DELETEROLEREQUEST']._serialized_start=529
+  _globals['_DELETEROLEREQUEST']._serialized_end=585
+  _globals['_ISSUER']._serialized_start=588
+  _globals['_ISSUER']._serialized_end=1011
+  _globals['_LISTISSUERSREQUEST']._serialized_start=1013
+  _globals['_LISTISSUERSREQUEST']._serialized_end=1072
+  _globals['_LISTISSUERSRESPONSE']._serialized_start=1074
+  _globals['_LISTISSUERSRESPONSE']._serialized_end=1158
+  _globals['_GETISSUERREQUEST']._serialized_start=1160
+  _globals['_GETISSUERREQUEST']._serialized_end=1192
+  _globals['_GETROTATIONREQUEST']._serialized_start=1194
+  _globals['_GETROTATIONREQUEST']._serialized_end=1214
+  _globals['_ROTATION']._serialized_start=1217
+  _globals['_ROTATION']._serialized_end=1406
+  _globals['_PREPAREISSUERREQUEST']._serialized_start=1408
+  _globals['_PREPAREISSUERREQUEST']._serialized_end=1484
+  _globals['_PREPAREISSUERRESPONSE']._serialized_start=1486
+  _globals['_PREPAREISSUERRESPONSE']._serialized_end=1559
+  _globals['_IMPORTISSUERREQUEST']._serialized_start=1561
+  _globals['_IMPORTISSUERREQUEST']._serialized_end=1618
+  _globals['_ACTIVATEISSUERREQUEST']._serialized_start=1620
+  _globals['_ACTIVATEISSUERREQUEST']._serialized_end=1674
+  _globals['_REMOVEISSUERREQUEST']._serialized_start=1676
+  _globals['_REMOVEISSUERREQUEST']._serialized_end=1728
+  _globals['_REVOCATION']._serialized_start=1730
+  _globals['_REVOCATION']._serialized_end=1842
+  _globals['_RECORD']._serialized_start=1845
+  _globals['_RECORD']._serialized_end=2226
+  _globals['_RECORDFILTER']._serialized_start=2229
+  _globals['_RECORDFILTER']._serialized_end=2549
+  _globals['_LISTRECORDSREQUEST']._serialized_start=2551
+  _globals['_LISTRECORDSREQUEST']._serialized_end=2653
+  _globals['_LISTRECORDSRESPONSE']._serialized_start=2655
+  _globals['_LISTRECORDSRESPONSE']._serialized_end=2739
+  _globals['_GETRECORDREQUEST']._serialized_start=2741
+  _globals['_GETRECORDREQUEST']._serialized_end=2782
+  _globals['_ADMINSERVICE']._serialized_start=3251
+  _globals['_ADMINSERVICE']._serialized_end=3834
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from meshmint.v1 import certificate_service_pb2 as _certificate_service_pb2
 from meshmint.v1 import role_pb2 as _role_pb2
 import builtins as _builtins
 import sys
@@ -64,7 +65,9 @@ class _IssuerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IssuerSta
     ISSUER_STATE_ACTIVE: _IssuerState.ValueType  # 3
     """It signs."""
     ISSUER_STATE_RETIRED: _IssuerState.ValueType  # 4
-    """It no longer signs, and is still published."""
+    """It no longer signs certificates, and is still published."""
+    ISSUER_STATE_GONE: _IssuerState.ValueType  # 5
+    """Nothing live chains to it; it is not published any more."""
 
 class IssuerState(_IssuerState, metaclass=_IssuerStateEnumTypeWrapper):
     """State of an issuer."""
@@ -78,8 +81,46 @@ ISSUER_STATE_NEXT: IssuerState.ValueType  # 2
 ISSUER_STATE_ACTIVE: IssuerState.ValueType  # 3
 """It signs."""
 ISSUER_STATE_RETIRED: IssuerState.ValueType  # 4
-"""It no longer signs, and is still published."""
+"""It no longer signs certificates, and is still published."""
+ISSUER_STATE_GONE: IssuerState.ValueType  # 5
+"""Nothing live chains to it; it is not published any more."""
 Global___IssuerState: _TypeAlias = IssuerState  # noqa: Y015
+
+class _RotationStep:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RotationStepEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RotationStep.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROTATION_STEP_UNSPECIFIED: _RotationStep.ValueType  # 0
+    """Never sent."""
+    ROTATION_STEP_NONE: _RotationStep.ValueType  # 1
+    """Nothing is due."""
+    ROTATION_STEP_PREPARE: _RotationStep.ValueType  # 2
+    """A new issuer is to be prepared."""
+    ROTATION_STEP_IMPORT: _RotationStep.ValueType  # 3
+    """A CSR waits for its certificate."""
+    ROTATION_STEP_WAIT: _RotationStep.ValueType  # 4
+    """The next issuer is published, and waits for its time."""
+    ROTATION_STEP_ACTIVATE: _RotationStep.ValueType  # 5
+    """The next issuer can be activated."""
+
+class RotationStep(_RotationStep, metaclass=_RotationStepEnumTypeWrapper):
+    """What comes next in the life of the issuer."""
+
+ROTATION_STEP_UNSPECIFIED: RotationStep.ValueType  # 0
+"""Never sent."""
+ROTATION_STEP_NONE: RotationStep.ValueType  # 1
+"""Nothing is due."""
+ROTATION_STEP_PREPARE: RotationStep.ValueType  # 2
+"""A new issuer is to be prepared."""
+ROTATION_STEP_IMPORT: RotationStep.ValueType  # 3
+"""A CSR waits for its certificate."""
+ROTATION_STEP_WAIT: RotationStep.ValueType  # 4
+"""The next issuer is published, and waits for its time."""
+ROTATION_STEP_ACTIVATE: RotationStep.ValueType  # 5
+"""The next issuer can be activated."""
+Global___RotationStep: _TypeAlias = RotationStep  # noqa: Y015
 
 @_typing.final
 class PutRoleRequest(_message.Message):
@@ -261,6 +302,9 @@ class Issuer(_message.Message):
     SERIAL_NUMBER_FIELD_NUMBER: _builtins.int
     NOT_BEFORE_FIELD_NUMBER: _builtins.int
     NOT_AFTER_FIELD_NUMBER: _builtins.int
+    PUBLISH_TIME_FIELD_NUMBER: _builtins.int
+    ACTIVATE_TIME_FIELD_NUMBER: _builtins.int
+    RETIRE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, unique, given by the operator."""
     state: Global___IssuerState.ValueType
@@ -289,6 +333,18 @@ class Issuer(_message.Message):
     def not_after(self) -> _timestamp_pb2.Timestamp:
         """End of the validity."""
 
+    @_builtins.property
+    def publish_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is published."""
+
+    @_builtins.property
+    def activate_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it signs, or did."""
+
+    @_builtins.property
+    def retire_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it no longer signs."""
+
     def __init__(
         self,
         *,
@@ -302,10 +358,13 @@ class Issuer(_message.Message):
         serial_number: _builtins.str = ...,
         not_before: _timestamp_pb2.Timestamp | None = ...,
         not_after: _timestamp_pb2.Timestamp | None = ...,
+        publish_time: _timestamp_pb2.Timestamp | None = ...,
+        activate_time: _timestamp_pb2.Timestamp | None = ...,
+        retire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after", "not_before", b"not_before"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time", "not_after", b"not_after", "not_before", b"not_before", "publish_time", b"publish_time", "retire_time", b"retire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "chain", b"chain", "key_uri", b"key_uri", "name", b"name", "not_after", b"not_after", "not_before", b"not_before", "serial_number", b"serial_number", "state", b"state", "subject", b"subject", "trust_bundle", b"trust_bundle"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time", "certificate", b"certificate", "chain", b"chain", "key_uri", b"key_uri", "name", b"name", "not_after", b"not_after", "not_before", b"not_before", "publish_time", b"publish_time", "retire_time", b"retire_time", "serial_number", b"serial_number", "state", b"state", "subject", b"subject", "trust_bundle", b"trust_bundle"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -388,6 +447,241 @@ class GetIssuerRequest(_message.Message):
 Global___GetIssuerRequest: _TypeAlias = GetIssuerRequest  # noqa: Y015
 
 @_typing.final
+class GetRotationRequest(_message.Message):
+    """Asks how far the rotation is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRotationRequest: _TypeAlias = GetRotationRequest  # noqa: Y015
+
+@_typing.final
+class Rotation(_message.Message):
+    """How far the rotation of the issuer is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    AUTOMATIC_FIELD_NUMBER: _builtins.int
+    DUE_TIME_FIELD_NUMBER: _builtins.int
+    LAST_FAILURE_FIELD_NUMBER: _builtins.int
+    step: Global___RotationStep.ValueType
+    """What comes next."""
+    description: _builtins.str
+    """What that means and who has to do what, for people to read."""
+    active: _builtins.str
+    """Name of the active issuer; empty if there is none."""
+    next: _builtins.str
+    """Name of the issuer that is pending or next; empty if there is none."""
+    automatic: _builtins.bool
+    """Whether the service does the step by itself."""
+    last_failure: _builtins.str
+    """The last failure of an automatic step; empty if there was none."""
+    @_builtins.property
+    def due_time(self) -> _timestamp_pb2.Timestamp:
+        """When the step is due, or will be."""
+
+    def __init__(
+        self,
+        *,
+        step: Global___RotationStep.ValueType = ...,
+        description: _builtins.str = ...,
+        active: _builtins.str = ...,
+        next: _builtins.str = ...,
+        automatic: _builtins.bool = ...,
+        due_time: _timestamp_pb2.Timestamp | None = ...,
+        last_failure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["due_time", b"due_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "automatic", b"automatic", "description", b"description", "due_time", b"due_time", "last_failure", b"last_failure", "next", b"next", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rotation: _TypeAlias = Rotation  # noqa: Y015
+
+@_typing.final
+class PrepareIssuerRequest(_message.Message):
+    """Asks for a new issuer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ALGORITHM_FIELD_NUMBER: _builtins.int
+    COMMON_NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the issuer: 1 to 48 lower-case letters, digits, '.', '_' and '-'.
+    Empty: the server makes one of the date.
+    """
+    algorithm: _builtins.str
+    """Kind of key, such as "ec-p256". Empty: as configured."""
+    common_name: _builtins.str
+    """CN of the subject. Empty: made of the name."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        algorithm: _builtins.str = ...,
+        common_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "common_name", b"common_name", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareIssuerRequest: _TypeAlias = PrepareIssuerRequest  # noqa: Y015
+
+@_typing.final
+class PrepareIssuerResponse(_message.Message):
+    """An issuer that waits for its certificate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ISSUER_FIELD_NUMBER: _builtins.int
+    CSR_FIELD_NUMBER: _builtins.int
+    csr: _builtins.str
+    """The CSR, PEM."""
+    @_builtins.property
+    def issuer(self) -> Global___Issuer:
+        """The issuer."""
+
+    def __init__(
+        self,
+        *,
+        issuer: Global___Issuer | None = ...,
+        csr: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["issuer", b"issuer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "issuer", b"issuer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareIssuerResponse: _TypeAlias = PrepareIssuerResponse  # noqa: Y015
+
+@_typing.final
+class ImportIssuerRequest(_message.Message):
+    """Asks to take an issuer's certificate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CERTIFICATES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the issuer. Empty: found by its key."""
+    certificates: _builtins.str
+    """The certificate, those above it and the root, in any order; PEM."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        certificates: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificates", b"certificates", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportIssuerRequest: _TypeAlias = ImportIssuerRequest  # noqa: Y015
+
+@_typing.final
+class ActivateIssuerRequest(_message.Message):
+    """Asks to have an issuer sign."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    AT_ONCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the issuer. Empty: the next one, if there is just one."""
+    at_once: _builtins.bool
+    """Does not wait until everybody can know its root. Only for an emergency:
+    whoever has not seen the root yet refuses what is signed below it.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        at_once: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_once", b"at_once", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateIssuerRequest: _TypeAlias = ActivateIssuerRequest  # noqa: Y015
+
+@_typing.final
+class RemoveIssuerRequest(_message.Message):
+    """Asks to stop publishing an issuer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    AT_ONCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the issuer."""
+    at_once: _builtins.bool
+    """Even though certificates live that chain to it. Only for an issuer that is
+    not to be trusted any more: they all stop to verify.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        at_once: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_once", b"at_once", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveIssuerRequest: _TypeAlias = RemoveIssuerRequest  # noqa: Y015
+
+@_typing.final
+class Revocation(_message.Message):
+    """When and why a certificate was revoked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVOCATION_TIME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _certificate_service_pb2.RevocationReason.ValueType
+    """Why."""
+    @_builtins.property
+    def revocation_time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        revocation_time: _timestamp_pb2.Timestamp | None = ...,
+        reason: _certificate_service_pb2.RevocationReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revocation_time", b"revocation_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "revocation_time", b"revocation_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Revocation: _TypeAlias = Revocation  # noqa: Y015
+
+@_typing.final
 class Record(_message.Message):
     """What is kept of one issued certificate."""
 
@@ -406,6 +700,7 @@ class Record(_message.Message):
     NOT_AFTER_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REVOCATION_FIELD_NUMBER: _builtins.int
     serial_number: _builtins.str
     """Serial number, lower-case hexadecimal without separators."""
     certificate: _builtins.str
@@ -442,6 +737,10 @@ class Record(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was recorded."""
 
+    @_builtins.property
+    def revocation(self) -> Global___Revocation:
+        """Set if it is revoked."""
+
     def __init__(
         self,
         *,
@@ -458,10 +757,11 @@ class Record(_message.Message):
         not_after: _timestamp_pb2.Timestamp | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         request_id: _builtins.str = ...,
+        revocation: Global___Revocation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "not_after", b"not_after", "not_before", b"not_before"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "not_after", b"not_after", "not_before", b"not_before", "revocation", b"revocation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authenticator", b"authenticator", "caller", b"caller", "certificate", b"certificate", "create_time", b"create_time", "issuer", b"issuer", "names", b"names", "not_after", b"not_after", "not_before", b"not_before", "request_id", b"request_id", "role", b"role", "serial_number", b"serial_number", "spiffe_id", b"spiffe_id", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authenticator", b"authenticator", "caller", b"caller", "certificate", b"certificate", "create_time", b"create_time", "issuer", b"issuer", "names", b"names", "not_after", b"not_after", "not_before", b"not_before", "request_id", b"request_id", "revocation", b"revocation", "role", b"role", "serial_number", b"serial_number", "spiffe_id", b"spiffe_id", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -482,6 +782,7 @@ class RecordFilter(_message.Message):
     CREATED_BEFORE_FIELD_NUMBER: _builtins.int
     EXPIRES_FROM_FIELD_NUMBER: _builtins.int
     EXPIRES_BEFORE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """Name of the role."""
     caller: _builtins.str
@@ -492,6 +793,10 @@ class RecordFilter(_message.Message):
     """The SPIFFE ID."""
     issuer: _builtins.str
     """Name of the issuer."""
+    name: _builtins.str
+    """One of its names, whole and without the type in front: "web.example.org",
+    "10.0.0.1", "https://example.org/x", or the common name.
+    """
     @_builtins.property
     def created_from(self) -> _timestamp_pb2.Timestamp:
         """Recorded at this time or later."""
@@ -520,10 +825,11 @@ class RecordFilter(_message.Message):
         created_before: _timestamp_pb2.Timestamp | None = ...,
         expires_from: _timestamp_pb2.Timestamp | None = ...,
         expires_before: _timestamp_pb2.Timestamp | None = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_before", b"created_before", "created_from", b"created_from", "expires_before", b"expires_before", "expires_from", b"expires_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authenticator", b"authenticator", "caller", b"caller", "created_before", b"created_before", "created_from", b"created_from", "expires_before", b"expires_before", "expires_from", b"expires_from", "issuer", b"issuer", "role", b"role", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authenticator", b"authenticator", "caller", b"caller", "created_before", b"created_before", "created_from", b"created_from", "expires_before", b"expires_before", "expires_from", b"expires_from", "issuer", b"issuer", "name", b"name", "role", b"role", "spiffe_id", b"spiffe_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

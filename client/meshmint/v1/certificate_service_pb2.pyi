@@ -69,6 +69,45 @@ KEY_ALGORITHM_ED25519: KeyAlgorithm.ValueType  # 7
 """Ed25519 (RFC 8032)."""
 Global___KeyAlgorithm: _TypeAlias = KeyAlgorithm  # noqa: Y015
 
+class _RevocationReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RevocationReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RevocationReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REVOCATION_REASON_UNSPECIFIED: _RevocationReason.ValueType  # 0
+    """No reason is given."""
+    REVOCATION_REASON_KEY_COMPROMISE: _RevocationReason.ValueType  # 1
+    """The private key is, or may be, in other hands."""
+    REVOCATION_REASON_AFFILIATION_CHANGED: _RevocationReason.ValueType  # 3
+    """The subject's name or other information has changed."""
+    REVOCATION_REASON_SUPERSEDED: _RevocationReason.ValueType  # 4
+    """Another certificate has taken its place."""
+    REVOCATION_REASON_CESSATION_OF_OPERATION: _RevocationReason.ValueType  # 5
+    """It is not needed any more."""
+    REVOCATION_REASON_PRIVILEGE_WITHDRAWN: _RevocationReason.ValueType  # 9
+    """Its holder may no longer do what it is for."""
+
+class RevocationReason(_RevocationReason, metaclass=_RevocationReasonEnumTypeWrapper):
+    """Why a certificate is revoked (RFC 5280 section 5.3.1). A certificate is never
+    put on hold: what is revoked stays revoked. The numbers are not those of the
+    RFC, which begin with 0.
+    """
+
+REVOCATION_REASON_UNSPECIFIED: RevocationReason.ValueType  # 0
+"""No reason is given."""
+REVOCATION_REASON_KEY_COMPROMISE: RevocationReason.ValueType  # 1
+"""The private key is, or may be, in other hands."""
+REVOCATION_REASON_AFFILIATION_CHANGED: RevocationReason.ValueType  # 3
+"""The subject's name or other information has changed."""
+REVOCATION_REASON_SUPERSEDED: RevocationReason.ValueType  # 4
+"""Another certificate has taken its place."""
+REVOCATION_REASON_CESSATION_OF_OPERATION: RevocationReason.ValueType  # 5
+"""It is not needed any more."""
+REVOCATION_REASON_PRIVILEGE_WITHDRAWN: RevocationReason.ValueType  # 9
+"""Its holder may no longer do what it is for."""
+Global___RevocationReason: _TypeAlias = RevocationReason  # noqa: Y015
+
 @_typing.final
 class OtherName(_message.Message):
     """A subject alternative name of type otherName (RFC 5280 section 4.2.1.6),
@@ -502,16 +541,23 @@ Global___GetChainResponse: _TypeAlias = GetChainResponse  # noqa: Y015
 
 @_typing.final
 class WatchTrustBundleRequest(_message.Message):
-    """Asks for the trust bundle of this service's trust domain."""
+    """Asks for a trust bundle."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
+    trust_domain: _builtins.str
+    """Another trust domain that this service federates with, such as
+    "other.example". Empty: the service's own.
+    """
     def __init__(
         self,
+        *,
+        trust_domain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -529,6 +575,7 @@ class WatchTrustBundleResponse(_message.Message):
     TRUST_BUNDLE_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     REFRESH_HINT_FIELD_NUMBER: _builtins.int
+    FEDERATED_TRUST_DOMAINS_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     """The trust domain, such as "example.org"."""
     sequence: _builtins.int
@@ -543,6 +590,10 @@ class WatchTrustBundleResponse(_message.Message):
     def refresh_hint(self) -> _duration_pb2.Duration:
         """How often those should look again who do not watch but poll."""
 
+    @_builtins.property
+    def federated_trust_domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The other trust domains whose bundles can be asked for here, by name."""
+
     def __init__(
         self,
         *,
@@ -550,11 +601,96 @@ class WatchTrustBundleResponse(_message.Message):
         trust_bundle: _abc.Iterable[_builtins.str] | None = ...,
         sequence: _builtins.int = ...,
         refresh_hint: _duration_pb2.Duration | None = ...,
+        federated_trust_domains: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refresh_hint", b"refresh_hint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["refresh_hint", b"refresh_hint", "sequence", b"sequence", "trust_bundle", b"trust_bundle", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["federated_trust_domains", b"federated_trust_domains", "refresh_hint", b"refresh_hint", "sequence", b"sequence", "trust_bundle", b"trust_bundle", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchTrustBundleResponse: _TypeAlias = WatchTrustBundleResponse  # noqa: Y015
+
+@_typing.final
+class RevokeRequest(_message.Message):
+    """Asks to revoke a certificate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIAL_NUMBER_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PROOF_OF_POSSESSION_FIELD_NUMBER: _builtins.int
+    serial_number: _builtins.str
+    """Its serial number, hexadecimal; colons, hyphens and upper case are
+    accepted. Only for certificates that are on record.
+    """
+    certificate: _builtins.str
+    """The certificate itself, PEM. Also for certificates of roles with no_store."""
+    reason: Global___RevocationReason.ValueType
+    """Why."""
+    proof_of_possession: _builtins.bytes
+    """Proof that the certificate's private key is at hand; needs `certificate`,
+    and no credential. It is a signature over the ASCII text
+    "meshmint.v1.CertificateService/Revoke\\n", the SHA-256 fingerprint of the
+    certificate in lower-case hexadecimal, "\\n", the name of the reason as it
+    stands in RevocationReason, and "\\n". RSA keys sign with PKCS #1 v1.5 and
+    SHA-256, EC keys with ECDSA (DER) and SHA-256, Ed25519 keys as they do.
+    """
+    def __init__(
+        self,
+        *,
+        serial_number: _builtins.str = ...,
+        certificate: _builtins.str = ...,
+        reason: Global___RevocationReason.ValueType = ...,
+        proof_of_possession: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "serial_number", b"serial_number", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "proof_of_possession", b"proof_of_possession", "reason", b"reason", "serial_number", b"serial_number", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["serial_number", "certificate"]  # noqa: Y015
+    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
+
+Global___RevokeRequest: _TypeAlias = RevokeRequest  # noqa: Y015
+
+@_typing.final
+class RevokeResponse(_message.Message):
+    """A revocation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIAL_NUMBER_FIELD_NUMBER: _builtins.int
+    ISSUER_FIELD_NUMBER: _builtins.int
+    REVOCATION_TIME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ALREADY_REVOKED_FIELD_NUMBER: _builtins.int
+    serial_number: _builtins.str
+    """Serial number, lower-case hexadecimal without separators."""
+    issuer: _builtins.str
+    """Name of the issuer."""
+    reason: Global___RevocationReason.ValueType
+    """Why."""
+    already_revoked: _builtins.bool
+    """Whether it had been revoked before."""
+    @_builtins.property
+    def revocation_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is revoked."""
+
+    def __init__(
+        self,
+        *,
+        serial_number: _builtins.str = ...,
+        issuer: _builtins.str = ...,
+        revocation_time: _timestamp_pb2.Timestamp | None = ...,
+        reason: Global___RevocationReason.ValueType = ...,
+        already_revoked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revocation_time", b"revocation_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_revoked", b"already_revoked", "issuer", b"issuer", "reason", b"reason", "revocation_time", b"revocation_time", "serial_number", b"serial_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeResponse: _TypeAlias = RevokeResponse  # noqa: Y015

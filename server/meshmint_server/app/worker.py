@@ -19,6 +19,7 @@ from meshmint_server import telemetry
 from meshmint_server.app.background import background, beat, end_when_stuck
 from meshmint_server.app.openers import open_keyring, open_store
 from meshmint_server.app.own_certificate import BundleEndpoint, grpc_credentials
+from meshmint_server.app.upkeep import Duty, Upkeep
 from meshmint_server.audit import AuditLog, configure_logging
 from meshmint_server.authn import Authenticators
 from meshmint_server.authority import IssuerBook, TrustBundleFeed
@@ -119,6 +120,8 @@ async def _serve(config: Config, pipe: Connection) -> None:
         await issuers.refresh()
         start(roles.follow(REFRESH_SECONDS))
         start(_follow_issuers(issuers))
+        duties: list[Duty] = []
+        start(Upkeep(store.leadership("upkeep"), duties).run())
         http = bind(config.http.listen.host, config.http.listen.port)
         await stack.enter_async_context(serve_http(build_http_api(probe), http))
         await probe.probe()

@@ -182,6 +182,11 @@ async def import_chain(
         chain=tuple(map(_der, path.chain)),
         roots=tuple(map(_der, path.roots)),
         created_at=row.created_at,
+        published_at=row.published_at or now,
+        activated_at=(row.activated_at or now) if activate else None,
+        retired_at=None,
+        crl_shards=row.crl_shards,
+        crl_url=row.crl_url,
     )
     await store.put_issuer(imported)
     return imported

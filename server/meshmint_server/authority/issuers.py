@@ -46,6 +46,8 @@ class Issuer:
             that is published, so that a rotation surprises nobody.
         authority_key_identifier: What a leaf says of this issuer.
         not_after: When the first certificate of the chain, root included, expires.
+        crl_shards: Into how many its CRL is split.
+        crl_url: Base URL in the distribution points of a CRL that is split.
     """
 
     name: str
@@ -58,6 +60,8 @@ class Issuer:
     key: SigningKey
     authority_key_identifier: x509.AuthorityKeyIdentifier
     not_after: datetime
+    crl_shards: int = 1
+    crl_url: str | None = None
 
 
 class IssuerBook:
@@ -91,7 +95,7 @@ class IssuerBook:
             complaints: set[tuple[str, str]] = set()
             keys: dict[tuple[str, bytes], SigningKey] = {}
             for row in rows:
-                if row.certificate is None:
+                if row.certificate is None or not row.state.is_published:
                     continue
                 key, complaint = await self._open(row)
                 keys[row.key_uri, row.public_key] = key
@@ -238,6 +242,8 @@ def _issuer(row: IssuerRow, der: bytes, key: SigningKey) -> Issuer:
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
         ),
         not_after=min(one.not_valid_after_utc for one in (certificate, *chain, *roots)),
+        crl_shards=row.crl_shards,
+        crl_url=row.crl_url,
     )
 
 

@@ -55,6 +55,7 @@ _ISSUER_STATES = {
     IssuerState.NEXT: admin_service_pb2.ISSUER_STATE_NEXT,
     IssuerState.ACTIVE: admin_service_pb2.ISSUER_STATE_ACTIVE,
     IssuerState.RETIRED: admin_service_pb2.ISSUER_STATE_RETIRED,
+    IssuerState.GONE: admin_service_pb2.ISSUER_STATE_GONE,
 }
 
 # More than any certificate holds: policy refuses so many, and need not be handed millions.

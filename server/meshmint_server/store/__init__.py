@@ -1,25 +1,37 @@
 """What outlives a process: records, roles and issuers, in SQLite or PostgreSQL."""
 
 from meshmint_server.store.database import TimeLimits
+from meshmint_server.store.leadership import Leadership
 from meshmint_server.store.migrate import SchemaState
 from meshmint_server.store.rows import (
+    CrlKind,
+    CrlRow,
+    FederatedBundleRow,
     IssuerRow,
     IssuerState,
     Page,
     RecordFilter,
     RecordRow,
+    RevocationRow,
+    RevokedSerial,
     RoleRow,
 )
 from meshmint_server.store.store import Store
 from meshmint_server.store.url import InvalidStoreUrl, parse_store_url
 
 __all__ = [
+    "CrlKind",
+    "CrlRow",
+    "FederatedBundleRow",
     "InvalidStoreUrl",
     "IssuerRow",
     "IssuerState",
+    "Leadership",
     "Page",
     "RecordFilter",
     "RecordRow",
+    "RevocationRow",
+    "RevokedSerial",
     "RoleRow",
     "SchemaState",
     "Store",

@@ -42,7 +42,7 @@ async def fetch_revision(connection: AsyncConnection, kind: str) -> int:
     return int(result.scalar_one())
 
 
-async def _advance(connection: AsyncConnection, kind: str) -> None:
+async def advance(connection: AsyncConnection, kind: str) -> None:
     # First in its transaction: the row's lock lines up everybody who changes this kind.
     await connection.execute(
         update(revisions).where(revisions.c.kind == kind).values(value=revisions.c.value + 1)
@@ -61,7 +61,7 @@ async def write_role(connection: AsyncConnection, row: RoleRow) -> None:
     """Creates or replaces a role; does nothing if it stands as it is."""
     if await fetch_role(connection, row.name) == row:
         return
-    await _advance(connection, "roles")
+    await advance(connection, "roles")
     await _upsert(connection, roles, {"name": row.name, "document": row.document})
 
 
@@ -75,7 +75,7 @@ async def delete_role(connection: AsyncConnection, name: str) -> bool:
     """Deletes a role; False if there was none."""
     if await fetch_role(connection, name) is None:
         return False
-    await _advance(connection, "roles")
+    await advance(connection, "roles")
     result = await connection.execute(delete(roles).where(roles.c.name == name))
     return result.rowcount > 0
 
@@ -90,13 +90,13 @@ async def fetch_roles(connection: AsyncConnection) -> tuple[int, tuple[RoleRow, 
 
 async def write_issuer(connection: AsyncConnection, row: IssuerRow) -> None:
     """Creates or replaces an issuer."""
-    await _advance(connection, "issuers")
+    await advance(connection, "issuers")
     await _upsert(connection, issuers, _issuer_values(row))
 
 
 async def add_issuer(connection: AsyncConnection, row: IssuerRow) -> bool:
     """Creates an issuer; False, and nothing changed, if the name is taken."""
-    await _advance(connection, "issuers")
+    await advance(connection, "issuers")
     if await fetch_issuer(connection, row.name) is not None:
         return False
     await connection.execute(insert(issuers).values(_issuer_values(row)))
@@ -105,11 +105,11 @@ async def add_issuer(connection: AsyncConnection, row: IssuerRow) -> bool:
 
 async def activate_issuer(connection: AsyncConnection, row: IssuerRow) -> None:
     """Writes `row`, which is active, and retires the one that was active before it."""
-    await _advance(connection, "issuers")
+    await advance(connection, "issuers")
     await connection.execute(
         update(issuers)
         .where(issuers.c.state == IssuerState.ACTIVE.value, issuers.c.name != row.name)
-        .values(state=IssuerState.RETIRED.value)
+        .values(state=IssuerState.RETIRED.value, retired_at=row.activated_at)
     )
     await _upsert(connection, issuers, _issuer_values(row))
 
@@ -187,6 +187,11 @@ def _issuer_values(row: IssuerRow) -> dict[str, Any]:
         "chain": [base64.b64encode(der).decode() for der in row.chain],
         "roots": [base64.b64encode(der).decode() for der in row.roots],
         "created_at": row.created_at,
+        "published_at": row.published_at,
+        "activated_at": row.activated_at,
+        "retired_at": row.retired_at,
+        "crl_shards": row.crl_shards,
+        "crl_url": row.crl_url,
     }
 
 
@@ -200,4 +205,9 @@ def _issuer(row: Row[Any]) -> IssuerRow:
         chain=tuple(base64.b64decode(der) for der in row.chain),
         roots=tuple(base64.b64decode(der) for der in row.roots),
         created_at=row.created_at,
+        published_at=row.published_at,
+        activated_at=row.activated_at,
+        retired_at=row.retired_at,
+        crl_shards=row.crl_shards,
+        crl_url=row.crl_url,
     )

@@ -7,19 +7,42 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-__all__ = ["IssuerRow", "IssuerState", "Page", "RecordFilter", "RecordRow", "RoleRow"]
+__all__ = [
+    "CrlKind",
+    "CrlRow",
+    "FederatedBundleRow",
+    "IssuerRow",
+    "IssuerState",
+    "Page",
+    "RecordFilter",
+    "RecordRow",
+    "RevocationRow",
+    "RevokedSerial",
+    "RoleRow",
+]
 
 
 T = TypeVar("T")
 
 
 class IssuerState(StrEnum):
-    """State of an issuer. ``pending``: key and CSR made, certificate awaited."""
+    """State of an issuer.
+
+    ``pending``: key and CSR made, certificate awaited. ``next``: published, and does not
+    sign yet. ``active``: signs. ``retired``: signs no certificates, and is still
+    published. ``gone``: nothing live chains to it; kept for the records alone.
+    """
 
     PENDING = "pending"
     NEXT = "next"
     ACTIVE = "active"
     RETIRED = "retired"
+    GONE = "gone"
+
+    @property
+    def is_published(self) -> bool:
+        """Whether verifiers are told of it: its roots are in the trust bundle."""
+        return self not in (IssuerState.PENDING, IssuerState.GONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +90,12 @@ class IssuerRow:
         certificate: DER; None while pending.
         chain: DER certificates above it, nearest first, root left out.
         roots: DER root certificates.
+        published_at: Since when its roots are in the trust bundle.
+        activated_at: Since when it signs, or did.
+        retired_at: Since when it no longer signs.
+        crl_shards: Into how many its CRL is split. For life: certificates name theirs.
+        crl_url: Base URL in the distribution points of a CRL that is split, for the same
+            reason; None where the configured one holds.
     """
 
     name: str
@@ -77,17 +106,114 @@ class IssuerRow:
     chain: tuple[bytes, ...]
     roots: tuple[bytes, ...]
     created_at: datetime
+    published_at: datetime | None = None
+    activated_at: datetime | None = None
+    retired_at: datetime | None = None
+    crl_shards: int = 1
+    crl_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationRow:
+    """One revoked certificate.
+
+    Attributes:
+        serial_number: As in RecordRow.
+        issuer: Name of the issuer that signed it.
+        shard: Which of the issuer's CRLs lists it.
+        reason: CRLReason (RFC 5280 section 5.3.1).
+        not_after: When the certificate expires.
+        authenticator: Who vouched for the caller that revoked it; empty with a proof of
+            possession.
+        caller: That caller; "proof of possession" without one.
+    """
+
+    serial_number: str
+    issuer: str
+    shard: int
+    reason: int
+    revoked_at: datetime
+    not_after: datetime
+    authenticator: str
+    caller: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevokedSerial:
+    """What a CRL or an OCSP response says of a revoked certificate.
+
+    Attributes:
+        sequence: Grows in the order of commits: who has seen one has seen all lower ones.
+    """
+
+    sequence: int
+    issuer: str
+    serial_number: str
+    revoked_at: datetime
+    reason: int
+
+
+class CrlKind(StrEnum):
+    """Whether a CRL is whole or tells what changed since a whole one."""
+
+    FULL = "full"
+    DELTA = "delta"
+
+
+@dataclass(frozen=True, slots=True)
+class CrlRow:
+    """The newest CRL of one kind of one shard of one issuer.
+
+    Attributes:
+        number: CRL number (RFC 5280 section 5.2.3); full and delta share one series.
+        base_number: Of a delta, the number of the full CRL that it builds on.
+        through: The highest revocation sequence that it takes account of.
+        entries: How many it lists.
+        document: DER; empty where only the state was asked for.
+    """
+
+    issuer: str
+    shard: int
+    kind: CrlKind
+    number: int
+    base_number: int | None
+    this_update: datetime
+    next_update: datetime
+    through: int
+    entries: int
+    document: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FederatedBundleRow:
+    """The trust bundle of another trust domain, as it was fetched.
+
+    Attributes:
+        document: The JWK Set.
+        sequence: Its spiffe_sequence, if it has one.
+    """
+
+    trust_domain: str
+    document: bytes
+    sequence: int | None
+    fetched_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class RecordFilter:
-    """Which records to list. What is set must match exactly; ``_from`` is inclusive."""
+    """Which records to list. What is set must match exactly; ``_from`` is inclusive.
+
+    Attributes:
+        name: One of its names, without the type in front, or its common name.
+    """
 
     role: str | None = None
     caller: str | None = None
     authenticator: str | None = None
     spiffe_id: str | None = None
     issuer: str | None = None
+    name: str | None = None
     created_from: datetime | None = None
     created_before: datetime | None = None
     expires_from: datetime | None = None

@@ -25,7 +25,18 @@ from sqlalchemy import (
     text,
 )
 
-__all__ = ["Microseconds", "issuers", "metadata", "records", "revisions", "roles"]
+__all__ = [
+    "Microseconds",
+    "crls",
+    "federated_bundles",
+    "issuers",
+    "metadata",
+    "record_names",
+    "records",
+    "revisions",
+    "revocations",
+    "roles",
+]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -89,6 +100,63 @@ Index("records_newest", *(records.c[name] for name in _NEWEST))
 for _column in FILTERED:
     Index(f"records_{_column}", *(records.c[name] for name in (_column, *_NEWEST)))
 
+# The names to search by: all but the SPIFFE ID, which records has an index of, so that
+# a certificate with nothing else costs no row here. In the order of the lists.
+record_names = Table(
+    "record_names",
+    metadata,
+    Column("name", _TEXT, primary_key=True),
+    Column("created_at", Microseconds, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+)
+
+# One row per revoked certificate, which holds all that CRLs and OCSP need: records may
+# be tidied away, or never have been kept. The sequence is handed out under a lock, so
+# it is the order of commits: who has seen one number has seen all lower ones.
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("sequence", _SEQUENCE, primary_key=True, autoincrement=True),
+    Column("serial_number", _TEXT, nullable=False),
+    Column("issuer", _TEXT, nullable=False),
+    Column("shard", Integer, nullable=False),
+    Column("reason", Integer, nullable=False),
+    Column("revoked_at", Microseconds, nullable=False),
+    Column("not_after", Microseconds, nullable=False),
+    Column("authenticator", _TEXT, nullable=False),
+    Column("caller", _TEXT, nullable=False),
+    Column("request_id", _TEXT, nullable=False),
+    UniqueConstraint("serial_number", name="revocations_serial_number"),
+    sqlite_autoincrement=True,
+)
+Index("revocations_shard", *(revocations.c[name] for name in ("issuer", "shard", "sequence")))
+
+# The newest CRL of each kind. Replaced whole, and only by one with a higher number.
+crls = Table(
+    "crls",
+    metadata,
+    Column("issuer", _TEXT, primary_key=True),
+    Column("shard", Integer, primary_key=True, autoincrement=False),
+    Column("kind", _TEXT, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("base_number", BigInteger, nullable=True),
+    Column("this_update", Microseconds, nullable=False),
+    Column("next_update", Microseconds, nullable=False),
+    Column("through", BigInteger, nullable=False),
+    Column("entries", BigInteger, nullable=False),
+    Column("document", LargeBinary, nullable=False),
+)
+
+# The trust bundles of other trust domains, as they were fetched. Never merged.
+federated_bundles = Table(
+    "federated_bundles",
+    metadata,
+    Column("trust_domain", _TEXT, primary_key=True),
+    Column("document", LargeBinary, nullable=False),
+    Column("sequence", BigInteger, nullable=True),
+    Column("fetched_at", Microseconds, nullable=False),
+)
+
 roles = Table(
     "roles",
     metadata,
@@ -107,6 +175,11 @@ issuers = Table(
     Column("chain", JSON, nullable=False),
     Column("roots", JSON, nullable=False),
     Column("created_at", Microseconds, nullable=False),
+    Column("published_at", Microseconds, nullable=True),
+    Column("activated_at", Microseconds, nullable=True),
+    Column("retired_at", Microseconds, nullable=True),
+    Column("crl_shards", Integer, nullable=False, server_default="1"),
+    Column("crl_url", _TEXT, nullable=True),
 )
 # Two active issuers would be a question without an answer: the database says no.
 Index(

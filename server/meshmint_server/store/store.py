@@ -11,8 +11,9 @@ from datetime import datetime
 from typing import TypeVar
 
 from meshmint_server.errors import StoreUnavailable
-from meshmint_server.store import configured, inspection
+from meshmint_server.store import configured, federated, inspection, revocations
 from meshmint_server.store.database import Database, RowRefused, TimeLimits, Work
+from meshmint_server.store.leadership import Leadership, leadership_at
 from meshmint_server.store.migrate import SchemaState, migrate, schema_state
 from meshmint_server.store.recorder import Observer, Recorder
 from meshmint_server.store.records import (
@@ -22,15 +23,20 @@ from meshmint_server.store.records import (
     normal_serial_number,
 )
 from meshmint_server.store.rows import (
+    CrlKind,
+    CrlRow,
+    FederatedBundleRow,
     IssuerRow,
     IssuerState,
     Page,
     RecordFilter,
     RecordRow,
+    RevocationRow,
+    RevokedSerial,
     RoleRow,
 )
 from meshmint_server.store.schema import issuers, roles
-from meshmint_server.store.url import parse_store_url
+from meshmint_server.store.url import PostgresUrl, SqliteUrl, parse_store_url
 
 __all__ = ["Store"]
 
@@ -44,7 +50,15 @@ class Store:
         database: The way to the database, for this room and its tests.
     """
 
-    def __init__(self, database: Database, *, max_waiting: int, observe: Observer | None) -> None:
+    def __init__(
+        self,
+        url: SqliteUrl | PostgresUrl,
+        database: Database,
+        *,
+        max_waiting: int,
+        observe: Observer | None,
+    ) -> None:
+        self._url = url
         self.database = database
         self._recorder = Recorder(
             self._commit,
@@ -76,8 +90,9 @@ class Store:
             InvalidStoreUrl: The URL cannot be used.
             StoreUnavailable: SQLite's file cannot be opened.
         """
-        database = Database(parse_store_url(url), limits or TimeLimits(), as_it_is=as_it_is)
-        return cls(database, max_waiting=max_waiting, observe=observe)
+        parsed = parse_store_url(url)
+        database = Database(parsed, limits or TimeLimits(), as_it_is=as_it_is)
+        return cls(parsed, database, max_waiting=max_waiting, observe=observe)
 
     async def migrate(self) -> None:
         """Brings the schema up to date. Safe from any number of processes at once."""
@@ -211,6 +226,114 @@ class Store:
     async def issuers_revision(self) -> int:
         """A number that grows with every change of an issuer."""
         return await self.database.run(lambda c: configured.fetch_revision(c, "issuers"))
+
+    # Revocations
+
+    async def revoke(self, row: RevocationRow) -> RevocationRow:
+        """Revokes a certificate: one row, durable on return, and nothing else is touched.
+
+        Returns:
+            What is on record: `row`, or the revocation that was first.
+        """
+        return await self._write(lambda connection: revocations.write_revocation(connection, row))
+
+    async def get_revocation(self, serial_number: str) -> RevocationRow | None:
+        """The revocation of the certificate with this serial number, as in `get_record`.
+
+        Raises:
+            InvalidRequest: It is not hexadecimal.
+        """
+        plain = normal_serial_number(serial_number)
+        return await self.database.run(lambda c: revocations.fetch_revocation(c, plain))
+
+    async def revocations_of(self, serial_numbers: Sequence[str]) -> dict[str, RevocationRow]:
+        """Those of these certificates that are revoked, by serial number."""
+        plain = list(serial_numbers)
+        return await self.database.run(lambda c: revocations.fetch_revocations_of_serials(c, plain))
+
+    async def latest_revocation(self, shard: tuple[str, int] | None = None) -> int:
+        """The highest sequence of a revocation, of all or of one issuer's shard; 0 without any."""
+        return await self.database.run(lambda c: revocations.fetch_latest_revocation(c, shard))
+
+    async def revocations_after(
+        self, sequence: int, limit: int = 10_000
+    ) -> tuple[RevokedSerial, ...]:
+        """What was revoked after `sequence`, in order, at most so many."""
+        return await self.database.run(
+            lambda c: revocations.fetch_revocations_after(c, sequence, limit)
+        )
+
+    async def list_shard(
+        self,
+        issuer: str,
+        shard: int,
+        *,
+        after: int = 0,
+        through: int,
+        expires_from: datetime,
+        limit: int = 10_000,
+    ) -> tuple[tuple[RevokedSerial, ...], int | None]:
+        """A part of what one CRL lists. See `revocations.fetch_shard`."""
+        return await self.database.run(
+            lambda connection: revocations.fetch_shard(
+                connection,
+                (issuer, shard),
+                after=after,
+                through=through,
+                expires_from=expires_from,
+                limit=limit,
+            )
+        )
+
+    # CRLs
+
+    async def put_crl(self, row: CrlRow) -> bool:
+        """Publishes a CRL in the place of the one before.
+
+        Returns:
+            False, and nothing changed, if the shard has one with its number or higher.
+        """
+        return await self._write(lambda connection: revocations.write_crl(connection, row))
+
+    async def get_crl(self, issuer: str, shard: int, kind: CrlKind) -> CrlRow | None:
+        """One CRL with its document."""
+        return await self.database.run(lambda c: revocations.fetch_crl(c, issuer, shard, kind))
+
+    async def list_crls(self) -> tuple[CrlRow, ...]:
+        """Every CRL, without its document."""
+        return await self.database.run(revocations.fetch_crl_states)
+
+    async def delete_crls(self, issuer: str) -> None:
+        """Takes the CRLs of an issuer back."""
+        await self._write(lambda connection: revocations.delete_crls(connection, issuer))
+
+    async def crls_revision(self) -> int:
+        """A number that grows with every change of a CRL."""
+        return await self.database.run(lambda c: configured.fetch_revision(c, "crls"))
+
+    # Bundles of other trust domains
+
+    async def put_federated_bundle(self, row: FederatedBundleRow) -> None:
+        """Keeps a fetched bundle in the place of the one before."""
+        await self._write(lambda connection: federated.write_bundle(connection, row))
+
+    async def delete_federated_bundle(self, trust_domain: str) -> None:
+        """Forgets the bundle of a trust domain."""
+        await self._write(lambda connection: federated.delete_bundle(connection, trust_domain))
+
+    async def load_federated_bundles(self) -> tuple[int, tuple[FederatedBundleRow, ...]]:
+        """Every bundle, with the revision to compare `federation_revision` with."""
+        return await self.database.run(federated.fetch_bundles)
+
+    async def federation_revision(self) -> int:
+        """A number that grows with every change of a federated bundle."""
+        return await self.database.run(lambda c: configured.fetch_revision(c, "federation"))
+
+    # Leadership
+
+    def leadership(self, matter: str) -> Leadership:
+        """A claim on being the one of all workers and replicas that does something."""
+        return leadership_at(self._url, matter, time_limit=self.database.limits.connect)
 
     async def _write(self, work: Work[T]) -> T:
         try:

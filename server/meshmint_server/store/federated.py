@@ -1,0 +1,56 @@
+"""Statements on the trust bundles of other trust domains, each kept apart by its name."""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, insert, select, true, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from meshmint_server.store.configured import advance
+from meshmint_server.store.rows import FederatedBundleRow
+from meshmint_server.store.schema import federated_bundles, revisions
+
+__all__ = ["delete_bundle", "fetch_bundles", "write_bundle"]
+
+
+async def write_bundle(connection: AsyncConnection, row: FederatedBundleRow) -> None:
+    """Keeps a fetched bundle in the place of the one before."""
+    await advance(connection, "federation")
+    values = {
+        "trust_domain": row.trust_domain,
+        "document": row.document,
+        "sequence": row.sequence,
+        "fetched_at": row.fetched_at,
+    }
+    changed = await connection.execute(
+        update(federated_bundles)
+        .where(federated_bundles.c.trust_domain == row.trust_domain)
+        .values(values)
+    )
+    if changed.rowcount == 0:
+        await connection.execute(insert(federated_bundles).values(values))
+
+
+async def delete_bundle(connection: AsyncConnection, trust_domain: str) -> None:
+    """Forgets the bundle of a trust domain that is not federated with any more."""
+    await advance(connection, "federation")
+    await connection.execute(
+        delete(federated_bundles).where(federated_bundles.c.trust_domain == trust_domain)
+    )
+
+
+async def fetch_bundles(
+    connection: AsyncConnection,
+) -> tuple[int, tuple[FederatedBundleRow, ...]]:
+    """Every bundle, and their revision, as one statement sees them."""
+    result = await connection.execute(
+        select(revisions.c.value.label("revision"), federated_bundles)
+        .select_from(revisions.outerjoin(federated_bundles, true()))
+        .where(revisions.c.kind == "federation")
+        .order_by(federated_bundles.c.trust_domain)
+    )
+    rows = result.all()
+    return int(rows[0].revision), tuple(
+        FederatedBundleRow(row.trust_domain, row.document, row.sequence, row.fetched_at)
+        for row in rows
+        if row.trust_domain is not None
+    )

@@ -1,0 +1,231 @@
+"""Statements on revocations and CRLs: one row per revocation, one per published CRL.
+
+Nothing here builds a CRL, and nothing that revokes touches one.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, delete, func, insert, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from meshmint_server.store.configured import advance
+from meshmint_server.store.rows import CrlKind, CrlRow, RevocationRow, RevokedSerial
+from meshmint_server.store.schema import crls, revocations
+
+__all__ = [
+    "delete_crls",
+    "fetch_crl",
+    "fetch_crl_states",
+    "fetch_latest_revocation",
+    "fetch_revocation",
+    "fetch_revocations_after",
+    "fetch_revocations_of_serials",
+    "fetch_shard",
+    "write_crl",
+    "write_revocation",
+]
+
+# "mint-rev" in ASCII; see `meshmint_server.store.migrate` for the other one.
+_LOCK = int.from_bytes(b"mint-rev", "big", signed=True)
+_SEEN = (
+    revocations.c.sequence,
+    revocations.c.issuer,
+    revocations.c.serial_number,
+    revocations.c.revoked_at,
+    revocations.c.reason,
+)
+_STATE = [column for column in crls.c if column.name != "document"]
+
+
+async def write_revocation(connection: AsyncConnection, row: RevocationRow) -> RevocationRow:
+    """Revokes, and gives back what is on record: `row`, or the one that was first."""
+    found = await fetch_revocation(connection, row.serial_number)
+    if found is not None:
+        return found
+    if connection.dialect.name == "postgresql":
+        # Until the commit. SQLite has one writer at a time anyway.
+        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        found = await fetch_revocation(connection, row.serial_number)
+        if found is not None:
+            return found
+    await connection.execute(
+        insert(revocations).values(
+            serial_number=row.serial_number,
+            issuer=row.issuer,
+            shard=row.shard,
+            reason=row.reason,
+            revoked_at=row.revoked_at,
+            not_after=row.not_after,
+            authenticator=row.authenticator,
+            caller=row.caller,
+            request_id=row.request_id,
+        )
+    )
+    return row
+
+
+async def fetch_revocation(connection: AsyncConnection, serial_number: str) -> RevocationRow | None:
+    """The revocation of the certificate with this normal serial number."""
+    statement = select(revocations).where(revocations.c.serial_number == serial_number)
+    row = (await connection.execute(statement)).one_or_none()
+    return None if row is None else _revocation(row)
+
+
+async def fetch_revocations_of_serials(
+    connection: AsyncConnection, serial_numbers: list[str]
+) -> dict[str, RevocationRow]:
+    """Those of a page's certificates that are revoked, by serial number."""
+    statement = select(revocations).where(revocations.c.serial_number.in_(serial_numbers))
+    return {row.serial_number: _revocation(row) for row in await connection.execute(statement)}
+
+
+async def fetch_latest_revocation(
+    connection: AsyncConnection, shard: tuple[str, int] | None
+) -> int:
+    """The highest sequence there is, of all or of one issuer's shard; 0 if there is none."""
+    statement = select(func.max(revocations.c.sequence))
+    if shard is not None:
+        statement = statement.where(_is_of(shard))
+    return int((await connection.execute(statement)).scalar_one() or 0)
+
+
+async def fetch_revocations_after(
+    connection: AsyncConnection, sequence: int, limit: int
+) -> tuple[RevokedSerial, ...]:
+    """What came after `sequence`, in order, at most so many."""
+    statement = (
+        select(*_SEEN)
+        .where(revocations.c.sequence > sequence)
+        .order_by(revocations.c.sequence)
+        .limit(limit)
+    )
+    return tuple(_seen(row) for row in await connection.execute(statement))
+
+
+async def fetch_shard(
+    connection: AsyncConnection,
+    shard: tuple[str, int],
+    *,
+    after: int,
+    through: int,
+    expires_from: datetime,
+    limit: int,
+) -> tuple[tuple[RevokedSerial, ...], int | None]:
+    """A part of what one shard lists, in order, and where the next part begins.
+
+    Args:
+        shard: Issuer and number.
+        after: Sequence to begin behind.
+        through: Sequence to end with.
+        expires_from: Leaves out what has expired before that.
+        limit: The most rows to look at.
+
+    Returns:
+        The revocations, and the `after` of the next part; None behind the last.
+    """
+    statement = (
+        select(*_SEEN, revocations.c.not_after)
+        .where(_is_of(shard))
+        .where(revocations.c.sequence > after, revocations.c.sequence <= through)
+        .order_by(revocations.c.sequence)
+        .limit(limit)
+    )
+    rows = (await connection.execute(statement)).all()
+    listed = tuple(_seen(row) for row in rows if row.not_after >= expires_from)
+    return listed, rows[-1].sequence if len(rows) == limit else None
+
+
+async def write_crl(connection: AsyncConnection, row: CrlRow) -> bool:
+    """Publishes a CRL; False, and nothing changed, if there is one with its number or higher."""
+    await advance(connection, "crls")
+    of_shard = (crls.c.issuer == row.issuer) & (crls.c.shard == row.shard)
+    newest = await connection.execute(select(func.max(crls.c.number)).where(of_shard))
+    if (newest.scalar_one() or 0) >= row.number:
+        return False
+    values = {
+        "issuer": row.issuer,
+        "shard": row.shard,
+        "kind": row.kind.value,
+        "number": row.number,
+        "base_number": row.base_number,
+        "this_update": row.this_update,
+        "next_update": row.next_update,
+        "through": row.through,
+        "entries": row.entries,
+        "document": row.document,
+    }
+    changed = await connection.execute(
+        update(crls).where(of_shard, crls.c.kind == row.kind.value).values(values)
+    )
+    if changed.rowcount == 0:
+        await connection.execute(insert(crls).values(values))
+    return True
+
+
+async def delete_crls(connection: AsyncConnection, issuer: str) -> None:
+    """Takes an issuer's CRLs back: for one that is gone."""
+    await advance(connection, "crls")
+    await connection.execute(delete(crls).where(crls.c.issuer == issuer))
+
+
+async def fetch_crl(
+    connection: AsyncConnection, issuer: str, shard: int, kind: CrlKind
+) -> CrlRow | None:
+    """One CRL with its document."""
+    statement = select(crls).where(
+        crls.c.issuer == issuer, crls.c.shard == shard, crls.c.kind == kind.value
+    )
+    row = (await connection.execute(statement)).one_or_none()
+    return None if row is None else _crl(row, row.document)
+
+
+async def fetch_crl_states(connection: AsyncConnection) -> tuple[CrlRow, ...]:
+    """Every CRL, without its document."""
+    statement = select(*_STATE).order_by(crls.c.issuer, crls.c.shard, crls.c.kind)
+    return tuple(_crl(row, b"") for row in await connection.execute(statement))
+
+
+def _is_of(shard: tuple[str, int]) -> Any:
+    return (revocations.c.issuer == shard[0]) & (revocations.c.shard == shard[1])
+
+
+def _revocation(row: Row[Any]) -> RevocationRow:
+    return RevocationRow(
+        serial_number=row.serial_number,
+        issuer=row.issuer,
+        shard=row.shard,
+        reason=row.reason,
+        revoked_at=row.revoked_at,
+        not_after=row.not_after,
+        authenticator=row.authenticator,
+        caller=row.caller,
+        request_id=row.request_id,
+    )
+
+
+def _seen(row: Any) -> RevokedSerial:
+    return RevokedSerial(
+        sequence=row.sequence,
+        issuer=row.issuer,
+        serial_number=row.serial_number,
+        revoked_at=row.revoked_at,
+        reason=row.reason,
+    )
+
+
+def _crl(row: Row[Any], document: bytes) -> CrlRow:
+    return CrlRow(
+        issuer=row.issuer,
+        shard=row.shard,
+        kind=CrlKind(row.kind),
+        number=row.number,
+        base_number=row.base_number,
+        this_update=row.this_update,
+        next_update=row.next_update,
+        through=row.through,
+        entries=row.entries,
+        document=document,
+    )
