@@ -55,7 +55,7 @@ async def test_claims_in_different_matters_do_not_meet(store_url: str) -> None:
 async def test_the_leadership_of_a_killed_process_is_free(store_url: str) -> None:
     store = Store.open(store_url)
     claim = store.leadership("upkeep")
-    with subprocess.Popen(
+    with subprocess.Popen(  # noqa: ASYNC220 - a moment, in a test
         [sys.executable, "-c", HOLDER, store_url], stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout is not None
