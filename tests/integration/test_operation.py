@@ -219,10 +219,30 @@ def test_dead_worker_is_replaced(service_factory: ServiceFactory) -> None:
     with service_factory.start() as service:
         role = service.put_role({"spiffe": "own", "key_type": "ec"})
         victims = service.worker_pids()
+        wait_for(lambda: len(leaders(service)) == 1)
         for pid in victims:
             service.kill_worker(pid)
         service.wait_until_ready(without=victims)
         assert service.issue(pb.IssueRequest(role=role)).certificate
+        wait_for(lambda: len(leaders(service)) == 2)
+        assert leaders(service)[1] not in victims
+
+
+def leaders(service: Service) -> list[int]:
+    """The workers that took over the upkeep, in order."""
+    event = "this worker has taken over the upkeep"
+    return [line["pid"] for line in service.log_lines() if line.get("event") == event]
+
+
+def test_upkeep_moves_to_another_replica_when_its_own_ends(
+    service_factory: ServiceFactory, postgres_url: str
+) -> None:
+    with service_factory.start(store=postgres_url, workers=1) as first:
+        wait_for(lambda: len(leaders(first)) == 1)
+        with first.replica() as second:
+            assert leaders(second) == []
+            first.stop()
+            wait_for(lambda: len(leaders(second)) == 1)
 
 
 def test_sighup_takes_a_new_configuration_without_a_failed_request(

@@ -8,6 +8,7 @@ while it ran: what must not happen twice is guarded in the store.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -63,10 +64,10 @@ class Upkeep:
         while True:
             leads = await self._leadership.hold()
             if leads and not self._leads.is_set():
-                log.info("this worker has taken over the upkeep")
+                log.info("this worker has taken over the upkeep", pid=os.getpid())
                 self._leads.set()
             elif not leads and self._leads.is_set():
-                log.warning("this worker has lost the upkeep")
+                log.warning("this worker has lost the upkeep", pid=os.getpid())
                 self._leads.clear()
             telemetry.LEADER.set(int(leads))
             await asyncio.sleep(_CLAIM_SECONDS)
