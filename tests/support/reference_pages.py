@@ -23,6 +23,7 @@ from meshmint_server.config import (
     Config,
     HttpSettings,
     LogSettings,
+    PublicationSettings,
     TlsSettings,
 )
 from meshmint_server.errors import MeshmintError
@@ -65,6 +66,7 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`tls`", TlsSettings),
     ("`http`", HttpSettings),
     ("`bundle_endpoint`", BundleEndpointSettings),
+    ("`publication`", PublicationSettings),
     ("`keys`", KeySettings),
     ("`authenticators`, kind `kubernetes`", KubernetesSettings),
     ("`authenticators`, kind `jwt`", JwtSettings),

@@ -5,6 +5,7 @@ from meshmint_server.authority.ceremony import create_csr, import_chain
 from meshmint_server.authority.description import IssuerDescription, describe
 from meshmint_server.authority.examination import Examination, Expiry, examine_issuer, expiry_of
 from meshmint_server.authority.issuers import Issuer, IssuerBook
+from meshmint_server.authority.sharding import shard_of
 
 __all__ = [
     "Examination",
@@ -18,4 +19,5 @@ __all__ = [
     "examine_issuer",
     "expiry_of",
     "import_chain",
+    "shard_of",
 ]

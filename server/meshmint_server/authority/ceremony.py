@@ -50,6 +50,8 @@ async def create_csr(
     now: datetime,
     common_name: str | None = None,
     subject: x509.Name | None = None,
+    crl_shards: int = 1,
+    crl_url: str | None = None,
 ) -> tuple[IssuerRow, str]:
     """Makes an issuer that waits for its certificate: a key in the token, and its CSR.
 
@@ -66,6 +68,8 @@ async def create_csr(
         common_name: CN of the subject; by default made of the name.
         subject: The whole subject instead. A serialNumber attribute made from the key
             is added either way, so that no two issuers have the same subject.
+        crl_shards: Into how many its CRL is split, for life.
+        crl_url: Base URL of the distribution points of a CRL that is split, for life.
 
     Returns:
         The issuer as it is kept, and the CSR in PEM.
@@ -100,6 +104,8 @@ async def create_csr(
             chain=(),
             roots=(),
             created_at=now,
+            crl_shards=crl_shards,
+            crl_url=crl_url if crl_shards > 1 else None,
         )
         if await store.add_issuer(made):
             return made, await _sign_csr(key, subject, trust_domain)

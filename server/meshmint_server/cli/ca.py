@@ -99,6 +99,8 @@ async def _create(
             now=datetime.now(UTC),
             common_name=common_name,
             subject=subject,
+            crl_shards=config.publication.crl_shards,
+            crl_url=config.publication.url,
         )
 
 

@@ -6,6 +6,7 @@ only `app` builds objects from it. It never holds a secret, only where one is.
 
 from meshmint_server.config.fields import HostPort, UnixSocket
 from meshmint_server.config.listeners import BundleEndpointSettings, HttpSettings, TlsSettings
+from meshmint_server.config.publication import PublicationSettings
 from meshmint_server.config.whole import Config, ConfigError, LogSettings
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "HostPort",
     "HttpSettings",
     "LogSettings",
+    "PublicationSettings",
     "TlsSettings",
     "UnixSocket",
 ]

@@ -28,6 +28,7 @@ from meshmint_server.config.fields import (
     parse_address,
 )
 from meshmint_server.config.listeners import BundleEndpointSettings, HttpSettings, TlsSettings
+from meshmint_server.config.publication import PublicationSettings
 from meshmint_server.keys import KeySettings
 from meshmint_server.policy import CallerMatcher
 from meshmint_server.spiffe import InvalidSpiffeId, TrustDomain
@@ -79,6 +80,7 @@ class Config(Section):
         tls: Its certificate.
         http: The HTTP port.
         bundle_endpoint: The SPIFFE bundle endpoint.
+        publication: Where certificates say that CRLs, OCSP and CA certificates are.
         store: Where records, roles and issuers are kept: ``sqlite:////absolute/path.db``
             or ``postgresql://user@host/database?password_file=/path``.
         keys: Where signing keys are.
@@ -100,6 +102,7 @@ class Config(Section):
     tls: TlsSettings = TlsSettings()
     http: HttpSettings = HttpSettings()
     bundle_endpoint: BundleEndpointSettings = BundleEndpointSettings()
+    publication: PublicationSettings = PublicationSettings()
     # It may hold a password, however little we ask for one.
     store: Annotated[str, AfterValidator(_store_url), Field(repr=False)]
     keys: KeySettings
