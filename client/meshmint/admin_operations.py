@@ -128,6 +128,8 @@ class RecordFilter(TypedDict, total=False):
         authenticator: Name of the authenticator.
         spiffe_id: The SPIFFE ID.
         issuer: Name of the issuer.
+        name: One of its names, whole and without the type in front (``web.example.org``,
+            ``10.0.0.1``), or the common name; upper and lower case are the same.
         created_from: Recorded at this time or later.
         created_before: Recorded before this time.
         expires_from: Expires at this time or later.
@@ -139,6 +141,7 @@ class RecordFilter(TypedDict, total=False):
     authenticator: str
     spiffe_id: str
     issuer: str
+    name: str
     created_from: datetime
     created_before: datetime
     expires_from: datetime

@@ -142,6 +142,20 @@ def test_records_are_filtered_and_paged_newest_first(service: Service) -> None:
     assert seen == serials[::-1]
 
 
+def test_record_is_found_by_any_of_its_names(service: Service) -> None:
+    role = service.put_role(
+        {"spiffe": "none", "allow_any_name": True, "enforce_hostnames": False, "key_type": "ec"}
+    )
+    name = f"{role}.example.org"
+    names = pb.CertificateNames(
+        common_name=f"The {role}", dns_names=[name], exclude_common_name_from_sans=True
+    )
+    serial = service.issue(pb.IssueRequest(role=role, names=names)).serial_number
+    for searched in (name, name.upper(), f"The {role}"):
+        assert [r.serial_number for r in service.list_records(name=searched)] == [serial]
+    assert service.list_records(name=name, caller="somebody else") == []
+
+
 @pytest.mark.parametrize("token", ["garbage", "AAAA", "é", "x" * 5000])
 def test_foreign_page_token_is_an_invalid_argument(service: Service, token: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:

@@ -795,7 +795,8 @@ class RecordFilter(_message.Message):
     """Name of the issuer."""
     name: _builtins.str
     """One of its names, whole and without the type in front: "web.example.org",
-    "10.0.0.1", "https://example.org/x", or the common name.
+    "10.0.0.1", "https://example.org/x", or the common name. Upper and lower case
+    are the same, but in a SPIFFE ID; a name of more than 2,048 bytes is not found.
     """
     @_builtins.property
     def created_from(self) -> _timestamp_pb2.Timestamp:

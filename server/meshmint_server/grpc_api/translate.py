@@ -231,6 +231,7 @@ def record_filter(message: admin_service_pb2.RecordFilter) -> RecordFilter:
         authenticator=message.authenticator or None,
         spiffe_id=message.spiffe_id or None,
         issuer=message.issuer or None,
+        name=message.name or None,
         created_from=_optional_datetime(message, "created_from", "filter.created_from"),
         created_before=_optional_datetime(message, "created_before", "filter.created_before"),
         expires_from=_optional_datetime(message, "expires_from", "filter.expires_from"),

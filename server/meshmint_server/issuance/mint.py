@@ -17,6 +17,7 @@ import structlog
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
+from cryptography.x509.oid import NameOID
 
 from meshmint_server import telemetry
 from meshmint_server.audit import AuditLog, Origin
@@ -190,6 +191,7 @@ class Mint:
             not_after=decision.not_after,
             created_at=now,
             request_id=origin.request_id,
+            common_name=_common_name(decision.subject),
         )
         # Shielded: a client that hangs up now must leave neither a certificate without
         # its record nor a record without its line in the log.
@@ -256,6 +258,11 @@ class Mint:
     def close(self) -> None:
         """Stops making key pairs."""
         self._subject_keys.close()
+
+
+def _common_name(subject: x509.Name) -> str | None:
+    found = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(found[0].value) if found else None
 
 
 def _name_text(name: x509.GeneralName) -> str:

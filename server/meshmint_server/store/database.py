@@ -190,10 +190,10 @@ def _is_about_a_value(fault: BaseException) -> bool:
     """Whether the database is well and only dislikes what it was given."""
     if isinstance(fault, IntegrityError | DataError):
         return True
-    # asyncpg's data exceptions (class 22: a NUL in text, a number out of range) come
-    # out of SQLAlchemy without a class of their own.
+    # asyncpg's data exceptions (class 22: a NUL in text, a number out of range; 54000: a
+    # text that no index holds) come out of SQLAlchemy without a class of their own.
     state = getattr(getattr(fault, "orig", None), "sqlstate", None)
-    return isinstance(state, str) and state.startswith("22")
+    return isinstance(state, str) and (state.startswith("22") or state == "54000")
 
 
 def unavailable(fault: BaseException) -> StoreUnavailable:

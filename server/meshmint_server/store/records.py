@@ -1,4 +1,4 @@
-"""Statements on the records table: insert, look up by serial number, list newest first.
+"""Statements on records and their names: insert, look up by serial number, list newest first.
 
 Lists read an index in their own order and stop at the end of the page, so that
 their cost does not grow with the table.
@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, insert, literal, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, bindparam, insert, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meshmint_server.errors import InvalidRequest, Violation
+from meshmint_server.store.names import normal_name, searched_names
 from meshmint_server.store.paging import (
     bad_page_token,
     bounded_page_size,
@@ -28,6 +29,7 @@ from meshmint_server.store.rows import Page, RecordFilter, RecordRow
 from meshmint_server.store.schema import (
     FILTERED,
     from_microseconds,
+    record_names,
     records,
     to_microseconds,
 )
@@ -35,6 +37,16 @@ from meshmint_server.store.schema import (
 __all__ = ["RecordList", "fetch_record", "insert_records", "normal_serial_number"]
 
 _INSERT = insert(records)
+# The database knows the sequence that it gave: the row is in its cache, and most
+# certificates have no name but their SPIFFE ID.
+_INSERT_NAME = insert(record_names).from_select(
+    ["name", "created_at", "sequence"],
+    select(
+        bindparam("searched", type_=record_names.c.name.type),
+        records.c.created_at,
+        records.c.sequence,
+    ).where(records.c.serial_number == bindparam("serial")),
+)
 _LISTED = [column for column in records.c if column.name != "certificate"]
 _POSITION = struct.Struct(">qq")
 _SERIAL = re.compile(r"[0-9a-f]{1,64}")
@@ -56,8 +68,15 @@ def normal_serial_number(text: str) -> str:
 
 
 async def insert_records(connection: AsyncConnection, rows: Sequence[RecordRow]) -> None:
-    """Inserts `rows`, oldest first."""
+    """Inserts `rows`, oldest first, and the names that they are found by."""
     await connection.execute(_INSERT, [_as_values(row) for row in rows])
+    names = [
+        {"searched": name, "serial": row.serial_number}
+        for row in rows
+        for name in searched_names(row)
+    ]
+    if names:
+        await connection.execute(_INSERT_NAME, names)
 
 
 async def fetch_record(connection: AsyncConnection, serial_number: str) -> RecordRow | None:
@@ -93,7 +112,7 @@ class RecordList:
 
     async def fetch(self, connection: AsyncConnection) -> Page[RecordRow]:
         """Reads the page."""
-        found = (await connection.execute(self._statement())).all()
+        found = (await connection.execute(self.statement())).all()
         items = found[: self._size]
         token = ""
         if len(found) > self._size:
@@ -102,46 +121,69 @@ class RecordList:
             token = encode_page_token(self.scope, position)
         return Page(tuple(_from_row(row, b"") for row in items), token)
 
-    def _statement(self) -> Select[Any]:
-        order = (records.c.created_at, records.c.sequence)
+    def statement(self) -> Select[Any]:
+        """What `fetch` asks the database."""
+        name = self._filter.name
+        statement = select(*_LISTED)
+        if name is None or _is_spiffe_id(name):
+            created_at, sequence = records.c.created_at, records.c.sequence
+        else:
+            created_at, sequence = record_names.c.created_at, record_names.c.sequence
+            statement = statement.join(
+                record_names, record_names.c.sequence == records.c.sequence
+            ).where(record_names.c.name == normal_name(name))
         statement = (
-            select(*_LISTED)
-            .where(*self._conditions())
-            .order_by(*(column.desc() for column in order))
+            statement.where(*self._equalities(), *self._times(created_at))
+            .order_by(created_at.desc(), sequence.desc())
             .limit(self._size + 1)
         )
         if self._after is not None:
-            created_at, sequence = self._after
+            last_created_at, last_sequence = self._after
             position = tuple_(
-                literal(created_at, records.c.created_at.type),
-                literal(sequence, records.c.sequence.type),
+                literal(last_created_at, records.c.created_at.type),
+                literal(last_sequence, records.c.sequence.type),
             )
-            statement = statement.where(tuple_(*order) < position)
+            statement = statement.where(tuple_(created_at, sequence) < position)
         return statement
 
-    def _conditions(self) -> list[ColumnElement[bool]]:
+    def _equalities(self) -> Iterator[ColumnElement[bool]]:
         chosen = self._filter
-        conditions: list[ColumnElement[bool]] = []
-        for name in FILTERED:  # the most selective first
-            value = getattr(chosen, name)
+        name = chosen.name or ""
+        # The most selective first.
+        wanted = [(column, getattr(chosen, column)) for column in FILTERED]
+        if _is_spiffe_id(name):
+            wanted.insert(0, ("spiffe_id", name))
+        is_led = bool(name) and not _is_spiffe_id(name)
+        for column_name, value in wanted:
             if value is None:
                 continue
-            column: ColumnElement[Any] = records.c[name]
+            column: ColumnElement[Any] = records.c[column_name]
             # One index leads; the rest is checked on its rows. Without statistics
             # SQLite would take any, and read a whole role to find one caller.
-            conditions.append((column.concat("") if conditions else column) == value)
-        created_at, not_after = records.c.created_at, records.c.not_after
+            yield (column.concat("") if is_led else column) == value
+            is_led = True
+
+    def _times(self, created_at: ColumnElement[Any]) -> Iterator[ColumnElement[bool]]:
+        chosen = self._filter
+        not_after = records.c.not_after
         if chosen.created_from is not None:
-            conditions.append(created_at >= chosen.created_from)
+            yield created_at >= chosen.created_from
+        # What has expired by then was made before then, too. One bound, the tightest: the
+        # index starts there, and SQLite would take any of them.
         before = [at for at in (chosen.created_before, chosen.expires_before) if at is not None]
+        if self._after is not None:
+            before.append(self._after[0] + timedelta(microseconds=1))
         if before:
-            # What has expired by then was made before then, too: the index starts there.
-            conditions.append(created_at < min(before))
+            yield created_at < min(before)
         if chosen.expires_from is not None:
-            conditions.append(not_after >= chosen.expires_from)
+            yield not_after >= chosen.expires_from
         if chosen.expires_before is not None:
-            conditions.append(not_after < chosen.expires_before)
-        return conditions
+            yield not_after < chosen.expires_before
+
+
+def _is_spiffe_id(name: str) -> bool:
+    # A certificate has one at most, and no other name begins like it.
+    return name.startswith("spiffe://")
 
 
 def _as_values(row: RecordRow) -> dict[str, Any]:

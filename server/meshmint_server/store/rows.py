@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Generic, TypeVar
@@ -55,6 +55,7 @@ class RecordRow:
         names: Every SAN as "DNS:…", "IP:…", "URI:…", "email:…", "other:<oid>;UTF8:…".
         request_id: Id of the RPC, as in the log.
         created_at: Set by the service when it hands the row over.
+        common_name: Of the subject, to be found by. Only on the way in.
     """
 
     serial_number: str
@@ -70,6 +71,7 @@ class RecordRow:
     not_after: datetime
     created_at: datetime
     request_id: str
+    common_name: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +207,8 @@ class RecordFilter:
     """Which records to list. What is set must match exactly; ``_from`` is inclusive.
 
     Attributes:
-        name: One of its names, without the type in front, or its common name.
+        name: One of its names, without the type in front, or its common name; upper and
+            lower case are the same, but in a SPIFFE ID.
     """
 
     role: str | None = None

@@ -28,6 +28,7 @@ from sqlalchemy import (
 __all__ = [
     "Microseconds",
     "crls",
+    "duties",
     "federated_bundles",
     "issuers",
     "metadata",
@@ -101,14 +102,17 @@ for _column in FILTERED:
     Index(f"records_{_column}", *(records.c[name] for name in (_column, *_NEWEST)))
 
 # The names to search by: all but the SPIFFE ID, which records has an index of, so that
-# a certificate with nothing else costs no row here. In the order of the lists.
+# a certificate with nothing else costs no row here. In the order of the lists; the
+# index is for the tidying, which knows only what goes.
 record_names = Table(
     "record_names",
     metadata,
     Column("name", _TEXT, primary_key=True),
     Column("created_at", Microseconds, primary_key=True),
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    sqlite_with_rowid=False,
 )
+Index("record_names_sequence", record_names.c.sequence)
 
 # One row per revoked certificate, which holds all that CRLs and OCSP need: records may
 # be tidied away, or never have been kept. The sequence is handed out under a lock, so
@@ -130,6 +134,7 @@ revocations = Table(
     sqlite_autoincrement=True,
 )
 Index("revocations_shard", *(revocations.c[name] for name in ("issuer", "shard", "sequence")))
+Index("revocations_not_after", *(revocations.c[name] for name in ("not_after", "sequence")))
 
 # The newest CRL of each kind. Replaced whole, and only by one with a higher number.
 crls = Table(
@@ -155,6 +160,14 @@ federated_bundles = Table(
     Column("document", LargeBinary, nullable=False),
     Column("sequence", BigInteger, nullable=True),
     Column("fetched_at", Microseconds, nullable=False),
+)
+
+# When a duty that runs by the calendar was last done, by whichever replica.
+duties = Table(
+    "duties",
+    metadata,
+    Column("name", _TEXT, primary_key=True),
+    Column("done_at", Microseconds, nullable=False),
 )
 
 roles = Table(

@@ -23,7 +23,9 @@ def upgrade() -> None:
         sa.Column("name", _TEXT, primary_key=True),
         sa.Column("created_at", sa.BigInteger, primary_key=True),
         sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+        sqlite_with_rowid=False,
     )
+    op.create_index("record_names_sequence", "record_names", ["sequence"])
     op.create_table(
         "revocations",
         sa.Column("sequence", _SEQUENCE, primary_key=True, autoincrement=True),
@@ -40,6 +42,7 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("revocations_shard", "revocations", ["issuer", "shard", "sequence"])
+    op.create_index("revocations_not_after", "revocations", ["not_after", "sequence"])
     op.create_table(
         "crls",
         sa.Column("issuer", _TEXT, primary_key=True),
@@ -59,6 +62,11 @@ def upgrade() -> None:
         sa.Column("document", sa.LargeBinary, nullable=False),
         sa.Column("sequence", sa.BigInteger, nullable=True),
         sa.Column("fetched_at", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "duties",
+        sa.Column("name", _TEXT, primary_key=True),
+        sa.Column("done_at", sa.BigInteger, nullable=False),
     )
     for name in ("published_at", "activated_at", "retired_at"):
         op.add_column("issuers", sa.Column(name, sa.BigInteger, nullable=True))
