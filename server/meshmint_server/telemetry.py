@@ -27,6 +27,8 @@ __all__ = [
     "SIGNATURES_WAITING",
     "SIGNATURE_SECONDS",
     "STORE_SECONDS",
+    "TIDIED",
+    "TIDY_DONE",
     "TOKEN_CHECKS",
     "WATCHERS",
     "exposition",
@@ -82,6 +84,16 @@ LEADER: Final = Gauge(
     "meshmint_leader",
     "Workers that do the upkeep: one of all replicas.",
     multiprocess_mode="livesum",
+)
+TIDIED: Final = Counter(
+    "meshmint_tidied_total",
+    "Expired records and revocations that were deleted.",
+    ("kind",),
+)
+TIDY_DONE: Final = Gauge(
+    "meshmint_tidy_done_seconds",
+    "When the last pass of the tidying ended, in seconds since 1970.",
+    multiprocess_mode="max",
 )
 READY: Final = Gauge(
     "meshmint_ready",

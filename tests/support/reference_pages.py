@@ -24,6 +24,7 @@ from meshmint_server.config import (
     HttpSettings,
     LogSettings,
     PublicationSettings,
+    TidySettings,
     TlsSettings,
 )
 from meshmint_server.errors import MeshmintError
@@ -67,6 +68,7 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`http`", HttpSettings),
     ("`bundle_endpoint`", BundleEndpointSettings),
     ("`publication`", PublicationSettings),
+    ("`tidy`", TidySettings),
     ("`keys`", KeySettings),
     ("`authenticators`, kind `kubernetes`", KubernetesSettings),
     ("`authenticators`, kind `jwt`", JwtSettings),

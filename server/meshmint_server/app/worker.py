@@ -33,6 +33,7 @@ from meshmint_server.issuance import (
     ReadinessProbe,
     RoleBook,
     ServiceCertificate,
+    Tidy,
     service_spiffe_id,
 )
 from meshmint_server.policy import Bounds, ReservedNames
@@ -45,6 +46,7 @@ EXIT_CONFIG = 78  # sysexits.h: EX_CONFIG
 
 REFRESH_SECONDS = 0.25
 PROBE_SECONDS = 5.0
+TIDY_SECONDS = 60.0
 
 
 def run_worker(config: Config, pipe: Connection) -> None:
@@ -121,6 +123,10 @@ async def _serve(config: Config, pipe: Connection) -> None:
         start(roles.follow(REFRESH_SECONDS))
         start(_follow_issuers(issuers))
         duties: list[Duty] = []
+        if config.tidy.enabled:
+            tidy = Tidy(store, keep=config.tidy.keep, interval=config.tidy.interval)
+            pace = min(config.tidy.interval.total_seconds() / 4, TIDY_SECONDS)
+            duties.append(Duty("tidy", tidy.run, pace))
         start(Upkeep(store.leadership("upkeep"), duties).run())
         http = bind(config.http.listen.host, config.http.listen.port)
         await stack.enter_async_context(serve_http(build_http_api(probe), http))

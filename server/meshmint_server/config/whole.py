@@ -29,6 +29,7 @@ from meshmint_server.config.fields import (
 )
 from meshmint_server.config.listeners import BundleEndpointSettings, HttpSettings, TlsSettings
 from meshmint_server.config.publication import PublicationSettings
+from meshmint_server.config.tidy import TidySettings
 from meshmint_server.keys import KeySettings
 from meshmint_server.policy import CallerMatcher
 from meshmint_server.spiffe import InvalidSpiffeId, TrustDomain
@@ -83,6 +84,7 @@ class Config(Section):
         publication: Where certificates say that CRLs, OCSP and CA certificates are.
         store: Where records, roles and issuers are kept: ``sqlite:////absolute/path.db``
             or ``postgresql://user@host/database?password_file=/path``.
+        tidy: How long expired records are kept there.
         keys: Where signing keys are.
         authenticators: Who vouches for callers; at least one is needed to issue.
         admins: Callers that may use AdminService; a matcher that matches everybody is refused.
@@ -105,6 +107,7 @@ class Config(Section):
     publication: PublicationSettings = PublicationSettings()
     # It may hold a password, however little we ask for one.
     store: Annotated[str, AfterValidator(_store_url), Field(repr=False)]
+    tidy: TidySettings = TidySettings()
     keys: KeySettings
     authenticators: Annotated[
         tuple[AuthenticatorSettings, ...], AfterValidator(_conflict_free)

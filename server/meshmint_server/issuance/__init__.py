@@ -5,6 +5,7 @@ from meshmint_server.issuance.mint import Deadline, Issued, Mint
 from meshmint_server.issuance.readiness import Readiness, ReadinessProbe
 from meshmint_server.issuance.roles import RoleBook
 from meshmint_server.issuance.service_certificate import ServiceCertificate, service_spiffe_id
+from meshmint_server.issuance.tidy import Tidy
 
 __all__ = [
     "Administration",
@@ -17,6 +18,7 @@ __all__ = [
     "RoleBook",
     "RoleChange",
     "ServiceCertificate",
+    "Tidy",
     "put_role",
     "service_spiffe_id",
 ]

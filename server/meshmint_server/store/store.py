@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from meshmint_server.errors import StoreUnavailable
-from meshmint_server.store import configured, federated, inspection, revocations
+from meshmint_server.store import configured, expired, federated, inspection, revocations
 from meshmint_server.store.database import Database, RowRefused, TimeLimits, Work
 from meshmint_server.store.leadership import Leadership, leadership_at
 from meshmint_server.store.migrate import SchemaState, migrate, schema_state
@@ -328,6 +328,40 @@ class Store:
     async def federation_revision(self) -> int:
         """A number that grows with every change of a federated bundle."""
         return await self.database.run(lambda c: configured.fetch_revision(c, "federation"))
+
+    # Tidying
+
+    async def expired_records(
+        self, cutoff: datetime, after: tuple[datetime, int] | None, limit: int
+    ) -> expired.ExpiredRecords:
+        """A part of the records, and those of them that expired before `cutoff`."""
+        return await self.database.run(
+            lambda c: expired.fetch_expired_records(c, cutoff, after, limit)
+        )
+
+    async def delete_records(self, sequences: Sequence[int]) -> None:
+        """Deletes records and their names, in one transaction. For those that have expired."""
+        await self._write(lambda connection: expired.delete_records(connection, sequences))
+
+    async def expired_revocations(
+        self, cutoff: datetime, after: tuple[datetime, int] | None, limit: int
+    ) -> tuple[expired.ExpiredRevocation, ...]:
+        """A part of the revocations of certificates that expired before `cutoff`."""
+        return await self.database.run(
+            lambda c: expired.fetch_expired_revocations(c, cutoff, after, limit)
+        )
+
+    async def delete_revocations(self, sequences: Sequence[int]) -> None:
+        """Deletes revocations. For those that no CRL has to list any more."""
+        await self._write(lambda connection: expired.delete_revocations(connection, sequences))
+
+    async def duty_done_at(self, name: str) -> datetime | None:
+        """When a duty was last done, by whichever replica; None if never."""
+        return await self.database.run(lambda connection: expired.fetch_duty(connection, name))
+
+    async def note_duty(self, name: str, done_at: datetime) -> None:
+        """Notes when a duty was done."""
+        await self._write(lambda connection: expired.write_duty(connection, name, done_at))
 
     # Leadership
 
