@@ -179,7 +179,6 @@ async def put_crl(
     store: Store,
     this_update: datetime,
     number: int,
-    *,
     kind: CrlKind = CrlKind.FULL,
     shard: int = 0,
 ) -> None:
