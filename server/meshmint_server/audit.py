@@ -117,6 +117,7 @@ class AuditLog:
         caller: str | None = None,
         authenticator: str | None = None,
         role: str | None = None,
+        serial: str | None = None,
     ) -> None:
         """A request was refused; reason and violations are those that the caller is told."""
         self._log.warning(
@@ -125,9 +126,33 @@ class AuditLog:
             caller=caller,
             authenticator=authenticator,
             role=None if role is None else _shortened(role),
+            serial=serial,
             reason=error.reason,
             message=_shortened(error.message),
             violations=_first(error.violations),
+        )
+
+    def revoked(
+        self,
+        origin: Origin,
+        *,
+        caller: str,
+        authenticator: str,
+        serial: str,
+        issuer: str,
+        reason: str,
+        already_revoked: bool,
+    ) -> None:
+        """A certificate is revoked on record; the reason is that of the first time."""
+        self._log.info(
+            "certificate revoked",
+            **_common(origin, "granted"),
+            caller=caller,
+            authenticator=authenticator,
+            serial=serial,
+            issuer=issuer,
+            reason=reason,
+            already_revoked=already_revoked,
         )
 
     def administered(self, origin: Origin, *, caller: str, authenticator: str, change: str) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "ISSUER_EXPIRY",
     "LEADER",
     "READY",
+    "REVOCATIONS",
     "RPC_SECONDS",
     "SIGNATURES_WAITING",
     "SIGNATURE_SECONDS",
@@ -68,6 +69,11 @@ TOKEN_CHECKS: Final = Counter(
     "meshmint_token_checks_total",
     "Credentials checked, by authenticator and outcome.",
     ("authenticator", "outcome"),
+)
+REVOCATIONS: Final = Counter(
+    "meshmint_revocations_total",
+    "Requests to revoke a certificate, by outcome: revoked, already_revoked, refused, failed.",
+    ("outcome",),
 )
 WATCHERS: Final = Gauge(
     "meshmint_trust_bundle_watchers",

@@ -26,7 +26,7 @@ from meshmint_server.errors import (
 from meshmint_server.grpc_api import Edge
 from meshmint_server.grpc_api.edge import Call, rpc
 from meshmint_server.grpc_api.translate import issue_request
-from meshmint_server.issuance import Administration, Deadline, Mint
+from meshmint_server.issuance import Administration, Administrators, Deadline, Mint
 from meshmint_server.policy import Bounds, Caller, CallerMatcher, CertificateRequest, Role
 from meshmint_server.spiffe import TrustDomain
 
@@ -88,7 +88,7 @@ async def test_nothing_is_read_for_a_caller_without_the_role() -> None:
 
 async def test_no_role_document_is_read_for_a_caller_who_is_no_administrator() -> None:
     administration = Administration(
-        admins=[CallerMatcher(subject="alice")],
+        admins=Administrators([CallerMatcher(subject="alice")]),
         store=None,  # type: ignore[arg-type]
         roles=None,  # type: ignore[arg-type]
         trust_domain=TRUST_DOMAIN,

@@ -90,8 +90,7 @@ class _RevocationReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Revo
 
 class RevocationReason(_RevocationReason, metaclass=_RevocationReasonEnumTypeWrapper):
     """Why a certificate is revoked (RFC 5280 section 5.3.1). A certificate is never
-    put on hold: what is revoked stays revoked. The numbers are not those of the
-    RFC, which begin with 0.
+    put on hold: what is revoked stays revoked. The numbers are those of the RFC.
     """
 
 REVOCATION_REASON_UNSPECIFIED: RevocationReason.ValueType  # 0
@@ -631,7 +630,8 @@ class RevokeRequest(_message.Message):
     """Why."""
     proof_of_possession: _builtins.bytes
     """Proof that the certificate's private key is at hand; needs `certificate`,
-    and no credential. It is a signature over the ASCII text
+    and no credential: if one comes along, it is not looked at, and the proof
+    alone decides. It is a signature over the ASCII text
     "meshmint.v1.CertificateService/Revoke\\n", the SHA-256 fingerprint of the
     certificate in lower-case hexadecimal, "\\n", the name of the reason as it
     stands in RevocationReason, and "\\n". RSA keys sign with PKCS #1 v1.5 and

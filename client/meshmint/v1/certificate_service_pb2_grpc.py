@@ -28,10 +28,10 @@ if _version_not_supported:
 class CertificateServiceStub:
     """Issues X.509 certificates to authenticated callers.
 
-    Issue and Sign need a credential in the metadata `authorization: Bearer
-    <token>`; GetChain and WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain
-    "meshmint"), BadRequest with every violation at once, and RetryInfo where a
-    retry makes sense.
+    Issue, Sign, and Revoke without a proof of possession need a credential in the
+    metadata `authorization: Bearer <token>`; GetChain and WatchTrustBundle need
+    none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
+    every violation at once, and RetryInfo where a retry makes sense.
     """
 
     def __init__(self, channel):
@@ -60,15 +60,20 @@ class CertificateServiceStub:
                 request_serializer=meshmint_dot_v1_dot_certificate__service__pb2.WatchTrustBundleRequest.SerializeToString,
                 response_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.WatchTrustBundleResponse.FromString,
                 _registered_method=True)
+        self.Revoke = channel.unary_unary(
+                '/meshmint.v1.CertificateService/Revoke',
+                request_serializer=meshmint_dot_v1_dot_certificate__service__pb2.RevokeRequest.SerializeToString,
+                response_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.RevokeResponse.FromString,
+                _registered_method=True)
 
 
 class CertificateServiceServicer:
     """Issues X.509 certificates to authenticated callers.
 
-    Issue and Sign need a credential in the metadata `authorization: Bearer
-    <token>`; GetChain and WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain
-    "meshmint"), BadRequest with every violation at once, and RetryInfo where a
-    retry makes sense.
+    Issue, Sign, and Revoke without a proof of possession need a credential in the
+    metadata `authorization: Bearer <token>`; GetChain and WatchTrustBundle need
+    none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
+    every violation at once, and RetryInfo where a retry makes sense.
     """
 
     def Issue(self, request, context):
@@ -104,6 +109,16 @@ class CertificateServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Revoke(self, request, context):
+        """Revokes a certificate for good. Allowed to administrators, to the caller that
+        the certificate was issued to, and to whoever proves possession of its
+        private key. Idempotent: a certificate that is revoked already stays as it
+        is, and the answer says since when and why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CertificateServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +142,11 @@ def add_CertificateServiceServicer_to_server(servicer, server):
                     request_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.WatchTrustBundleRequest.FromString,
                     response_serializer=meshmint_dot_v1_dot_certificate__service__pb2.WatchTrustBundleResponse.SerializeToString,
             ),
+            'Revoke': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revoke,
+                    request_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.RevokeRequest.FromString,
+                    response_serializer=meshmint_dot_v1_dot_certificate__service__pb2.RevokeResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'meshmint.v1.CertificateService', rpc_method_handlers)
@@ -138,10 +158,10 @@ def add_CertificateServiceServicer_to_server(servicer, server):
 class CertificateService:
     """Issues X.509 certificates to authenticated callers.
 
-    Issue and Sign need a credential in the metadata `authorization: Bearer
-    <token>`; GetChain and WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain
-    "meshmint"), BadRequest with every violation at once, and RetryInfo where a
-    retry makes sense.
+    Issue, Sign, and Revoke without a proof of possession need a credential in the
+    metadata `authorization: Bearer <token>`; GetChain and WatchTrustBundle need
+    none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
+    every violation at once, and RetryInfo where a retry makes sense.
     """
 
     @staticmethod
@@ -242,6 +262,33 @@ class CertificateService:
             '/meshmint.v1.CertificateService/WatchTrustBundle',
             meshmint_dot_v1_dot_certificate__service__pb2.WatchTrustBundleRequest.SerializeToString,
             meshmint_dot_v1_dot_certificate__service__pb2.WatchTrustBundleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Revoke(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshmint.v1.CertificateService/Revoke',
+            meshmint_dot_v1_dot_certificate__service__pb2.RevokeRequest.SerializeToString,
+            meshmint_dot_v1_dot_certificate__service__pb2.RevokeResponse.FromString,
             options,
             channel_credentials,
             insecure,

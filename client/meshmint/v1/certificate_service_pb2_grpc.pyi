@@ -33,10 +33,10 @@ GRPC_VERSION: str
 class CertificateServiceStub:
     """Issues X.509 certificates to authenticated callers.
 
-    Issue and Sign need a credential in the metadata `authorization: Bearer
-    <token>`; GetChain and WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain
-    "meshmint"), BadRequest with every violation at once, and RetryInfo where a
-    retry makes sense.
+    Issue, Sign, and Revoke without a proof of possession need a credential in the
+    metadata `authorization: Bearer <token>`; GetChain and WatchTrustBundle need
+    none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
+    every violation at once, and RetryInfo where a retry makes sense.
     """
 
     @_typing.overload
@@ -59,15 +59,21 @@ class CertificateServiceStub:
     the newest and misses those between. Needs no credential. The stream ends
     with UNAVAILABLE when the server drains: open it again.
     """
+    Revoke: _grpc.UnaryUnaryMultiCallable[_certificate_service_pb2.RevokeRequest, _certificate_service_pb2.RevokeResponse]
+    """Revokes a certificate for good. Allowed to administrators, to the caller that
+    the certificate was issued to, and to whoever proves possession of its
+    private key. Idempotent: a certificate that is revoked already stays as it
+    is, and the answer says since when and why.
+    """
 
 @_typing.type_check_only
 class CertificateServiceAsyncStub(CertificateServiceStub):
     """Issues X.509 certificates to authenticated callers.
 
-    Issue and Sign need a credential in the metadata `authorization: Bearer
-    <token>`; GetChain and WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain
-    "meshmint"), BadRequest with every violation at once, and RetryInfo where a
-    retry makes sense.
+    Issue, Sign, and Revoke without a proof of possession need a credential in the
+    metadata `authorization: Bearer <token>`; GetChain and WatchTrustBundle need
+    none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
+    every violation at once, and RetryInfo where a retry makes sense.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -87,14 +93,20 @@ class CertificateServiceAsyncStub(CertificateServiceStub):
     the newest and misses those between. Needs no credential. The stream ends
     with UNAVAILABLE when the server drains: open it again.
     """
+    Revoke: _aio.UnaryUnaryMultiCallable[_certificate_service_pb2.RevokeRequest, _certificate_service_pb2.RevokeResponse]  # type: ignore[assignment]
+    """Revokes a certificate for good. Allowed to administrators, to the caller that
+    the certificate was issued to, and to whoever proves possession of its
+    private key. Idempotent: a certificate that is revoked already stays as it
+    is, and the answer says since when and why.
+    """
 
 class CertificateServiceServicer(metaclass=_abc_1.ABCMeta):
     """Issues X.509 certificates to authenticated callers.
 
-    Issue and Sign need a credential in the metadata `authorization: Bearer
-    <token>`; GetChain and WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain
-    "meshmint"), BadRequest with every violation at once, and RetryInfo where a
-    retry makes sense.
+    Issue, Sign, and Revoke without a proof of possession need a credential in the
+    metadata `authorization: Bearer <token>`; GetChain and WatchTrustBundle need
+    none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
+    every violation at once, and RetryInfo where a retry makes sense.
     """
 
     @_abc_1.abstractmethod
@@ -135,6 +147,18 @@ class CertificateServiceServicer(metaclass=_abc_1.ABCMeta):
         soon as it is known. Every message is the whole bundle; a slow reader gets
         the newest and misses those between. Needs no credential. The stream ends
         with UNAVAILABLE when the server drains: open it again.
+        """
+
+    @_abc_1.abstractmethod
+    def Revoke(
+        self,
+        request: _certificate_service_pb2.RevokeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_certificate_service_pb2.RevokeResponse, _abc.Awaitable[_certificate_service_pb2.RevokeResponse]]:
+        """Revokes a certificate for good. Allowed to administrators, to the caller that
+        the certificate was issued to, and to whoever proves possession of its
+        private key. Idempotent: a certificate that is revoked already stays as it
+        is, and the answer says since when and why.
         """
 
 def add_CertificateServiceServicer_to_server(servicer: CertificateServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -29,8 +29,10 @@ from meshmint_server.grpc_api import AdminService, CertificateService, Edge, Grp
 from meshmint_server.http_api import bind, build_http_api, serve_http
 from meshmint_server.issuance import (
     Administration,
+    Administrators,
     Mint,
     ReadinessProbe,
+    Revoker,
     RoleBook,
     ServiceCertificate,
     Tidy,
@@ -105,8 +107,10 @@ async def _serve(config: Config, pipe: Connection) -> None:
         stack.push_async_callback(authenticators.close)
         mint = Mint(roles=roles, issuers=issuers, store=store, bounds=bounds, audit=audit)
         stack.callback(mint.close)
+        admins = Administrators(config.admins)
+        revoker = Revoker(admins=admins, store=store, issuers=issuers, audit=audit)
         administration = Administration(
-            admins=config.admins,
+            admins=admins,
             store=store,
             roles=roles,
             trust_domain=config.trust_domain,
@@ -114,7 +118,14 @@ async def _serve(config: Config, pipe: Connection) -> None:
         )
         edge = Edge(authenticators, audit, config.request_time_limit.total_seconds())
         listener = GrpcListener(
-            CertificateService(edge, mint, issuers, bundles, config.trust_domain),
+            CertificateService(
+                edge,
+                mint=mint,
+                revoker=revoker,
+                issuers=issuers,
+                bundles=bundles,
+                trust_domain=config.trust_domain,
+            ),
             AdminService(edge, administration),
         )
 

@@ -5,6 +5,7 @@ from meshmint_server.authority.ceremony import create_csr, import_chain
 from meshmint_server.authority.description import IssuerDescription, describe
 from meshmint_server.authority.examination import Examination, Expiry, examine_issuer, expiry_of
 from meshmint_server.authority.issuers import Issuer, IssuerBook
+from meshmint_server.authority.path import has_signed
 from meshmint_server.authority.sharding import shard_of
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "describe",
     "examine_issuer",
     "expiry_of",
+    "has_signed",
     "import_chain",
     "shard_of",
 ]

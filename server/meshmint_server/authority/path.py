@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
-__all__ = ["BrokenPath", "Path", "fault_of_signature", "find_path", "is_self_signed", "shown"]
+__all__ = [
+    "BrokenPath",
+    "Path",
+    "fault_of_signature",
+    "find_path",
+    "has_signed",
+    "is_self_signed",
+    "shown",
+]
 
 _WEAK_HASHES = frozenset({"md5", "sha1"})
 
@@ -67,12 +75,21 @@ def find_path(certificate: x509.Certificate, given: Sequence[x509.Certificate]) 
 
 def is_self_signed(certificate: x509.Certificate) -> bool:
     """Whether a certificate's own key signed it."""
-    return certificate.subject == certificate.issuer and _has_signed(certificate, certificate)
+    return certificate.subject == certificate.issuer and has_signed(certificate, certificate)
 
 
 def shown(certificate: x509.Certificate) -> str:
     """A certificate's subject, for a message."""
     return f"'{certificate.subject.rfc4514_string() or '(empty subject)'}'"
+
+
+def has_signed(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    """Whether a certificate names this issuer, and was signed with its key."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
+        return False
+    return True
 
 
 def fault_of_signature(certificate: x509.Certificate) -> str | None:
@@ -90,7 +107,7 @@ def _issuers_of(
     below: x509.Certificate, candidates: Sequence[x509.Certificate]
 ) -> list[x509.Certificate]:
     named = [one for one in candidates if one.subject == below.issuer]
-    issuers = [one for one in named if _has_signed(one, below)]
+    issuers = [one for one in named if has_signed(one, below)]
     if issuers:
         # Of two certificates for one key, the one that lasts longer.
         return sorted(issuers, key=lambda one: one.not_valid_after_utc, reverse=True)
@@ -107,11 +124,3 @@ def _issuers_of(
         f"The certificate of {wanted}, is missing. Give every certificate up to and including "
         "the root."
     )
-
-
-def _has_signed(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
-        return False
-    return True

@@ -11,25 +11,28 @@ from meshmint.v1.certificate_service_pb2_grpc import CertificateServiceServicer
 from meshmint_server.authority import IssuerBook, TrustBundleFeed
 from meshmint_server.grpc_api import translate
 from meshmint_server.grpc_api.edge import Call, Edge, rpc, streaming_rpc
-from meshmint_server.issuance import Issued, Mint
+from meshmint_server.issuance import Issued, Mint, Revoker
 from meshmint_server.spiffe import TrustDomain
 
 __all__ = ["CertificateService"]
 
 
 class CertificateService(CertificateServiceServicer):
-    """Issue, Sign, GetChain and WatchTrustBundle."""
+    """Issue, Sign, Revoke, GetChain and WatchTrustBundle."""
 
     def __init__(
         self,
         edge: Edge,
+        *,
         mint: Mint,
+        revoker: Revoker,
         issuers: IssuerBook,
         bundles: TrustBundleFeed,
         trust_domain: TrustDomain,
     ) -> None:
         self.edge = edge
         self._mint = mint
+        self._revoker = revoker
         self._issuers = issuers
         self._bundles = bundles
         self._trust_domain = trust_domain
@@ -90,6 +93,15 @@ class CertificateService(CertificateServiceServicer):
                 )
                 response.refresh_hint.FromTimedelta(bundle.refresh_hint)
                 yield response
+
+    @rpc("CertificateService/Revoke")
+    async def Revoke(self, request: pb.RevokeRequest, call: Call) -> pb.RevokeResponse:  # noqa: N802
+        """Revokes a certificate; needs no credential with a proof of possession."""
+        caller = None if request.proof_of_possession else await call.authenticate()
+        revoked = await self._revoker.revoke(
+            caller, lambda: translate.revocation_request(request), call.origin
+        )
+        return translate.revoke_response(revoked)
 
 
 def _fill(response: pb.IssueResponse | pb.SignResponse, issued: Issued) -> None:

@@ -17,6 +17,13 @@ from meshmint.v1 import admin_service_pb2, role_pb2
 from meshmint.v1 import certificate_service_pb2 as pb
 
 from meshmint_server.errors import InvalidRequest, Violation
+from meshmint_server.issuance import (
+    KnownCertificate,
+    RevocationReason,
+    RevocationRequest,
+    Revoked,
+    read_certificate,
+)
 from meshmint_server.policy import (
     CertificateRequest,
     KeyAlgorithm,
@@ -27,13 +34,15 @@ from meshmint_server.policy import (
     parse_csr,
     parse_csr_der,
 )
-from meshmint_server.store import IssuerRow, IssuerState, RecordFilter, RecordRow
+from meshmint_server.store import IssuerRow, IssuerState, RecordFilter, normal_serial_number
 
 __all__ = [
     "issue_request",
     "issuer_message",
     "record_filter",
     "record_message",
+    "revocation_request",
+    "revoke_response",
     "role_document",
     "role_message",
     "sign_request",
@@ -105,6 +114,44 @@ def sign_request(request: pb.SignRequest) -> CertificateRequest:
     return CertificateRequest(
         names=_names(request.names), validity=_validity(request.validity), csr=csr
     )
+
+
+def revocation_request(request: pb.RevokeRequest) -> RevocationRequest:
+    """What a RevokeRequest asks for.
+
+    Raises:
+        InvalidRequest: No certificate is named, or not in a form that can be read; or the
+            reason is unknown.
+    """
+    try:
+        reason = RevocationReason(request.reason)
+    except ValueError:
+        raise _invalid("reason", f"{request.reason} is not a known RevocationReason") from None
+    match request.WhichOneof("target"):
+        case "serial_number":
+            target: str | x509.Certificate = normal_serial_number(request.serial_number)
+        case "certificate":
+            target = read_certificate(request.certificate)
+        case _:
+            raise _invalid("serial_number", "name the certificate by serial_number or certificate")
+    return RevocationRequest(target, reason, request.proof_of_possession)
+
+
+def revoke_response(revoked: Revoked) -> pb.RevokeResponse:
+    """A revocation, with the reason that stands."""
+    row = revoked.revocation
+    return pb.RevokeResponse(
+        serial_number=row.serial_number,
+        issuer=row.issuer,
+        revocation_time=timestamp(row.revoked_at),
+        reason=_reason(row.reason),
+        already_revoked=revoked.already_revoked,
+    )
+
+
+def _reason(code: int) -> pb.RevocationReason.ValueType:
+    # The numbers of the API are those of RFC 5280.
+    return pb.RevocationReason.ValueType(code)
 
 
 def _names(names: pb.CertificateNames) -> Names:
@@ -203,8 +250,9 @@ def issuer_message(row: IssuerRow) -> admin_service_pb2.Issuer:
     return message
 
 
-def record_message(row: RecordRow) -> admin_service_pb2.Record:
+def record_message(known: KnownCertificate) -> admin_service_pb2.Record:
     """A record; the certificate only where the row has it."""
+    row = known.record
     message = admin_service_pb2.Record(
         serial_number=row.serial_number,
         certificate=_pem(row.certificate) if row.certificate else "",
@@ -220,6 +268,9 @@ def record_message(row: RecordRow) -> admin_service_pb2.Record:
     message.not_before.FromDatetime(row.not_before)
     message.not_after.FromDatetime(row.not_after)
     message.create_time.FromDatetime(row.created_at)
+    if known.revocation is not None:
+        message.revocation.revocation_time.FromDatetime(known.revocation.revoked_at)
+        message.revocation.reason = _reason(known.revocation.reason)
     return message
 
 

@@ -1,24 +1,41 @@
 """The one path every certificate takes, and what operators may do around it."""
 
-from meshmint_server.issuance.administration import Administration, PutRole, RoleChange, put_role
+from meshmint_server.issuance.administration import (
+    Administration,
+    KnownCertificate,
+    PutRole,
+    RoleChange,
+    put_role,
+)
+from meshmint_server.issuance.administrators import Administrators
 from meshmint_server.issuance.mint import Deadline, Issued, Mint
+from meshmint_server.issuance.presented import read_certificate
 from meshmint_server.issuance.readiness import Readiness, ReadinessProbe
+from meshmint_server.issuance.reasons import RevocationReason
+from meshmint_server.issuance.revocation import RevocationRequest, Revoked, Revoker
 from meshmint_server.issuance.roles import RoleBook
 from meshmint_server.issuance.service_certificate import ServiceCertificate, service_spiffe_id
 from meshmint_server.issuance.tidy import Tidy
 
 __all__ = [
     "Administration",
+    "Administrators",
     "Deadline",
     "Issued",
+    "KnownCertificate",
     "Mint",
     "PutRole",
     "Readiness",
     "ReadinessProbe",
+    "RevocationReason",
+    "RevocationRequest",
+    "Revoked",
+    "Revoker",
     "RoleBook",
     "RoleChange",
     "ServiceCertificate",
     "Tidy",
     "put_role",
+    "read_certificate",
     "service_spiffe_id",
 ]

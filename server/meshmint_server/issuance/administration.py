@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
 from meshmint_server.audit import AuditLog, Origin
 from meshmint_server.errors import InvalidRole, MeshmintError, NotFound, PermissionDenied
+from meshmint_server.issuance.administrators import Administrators
 from meshmint_server.issuance.roles import RoleBook, parse_stored_role
-from meshmint_server.policy import Caller, CallerMatcher, Role
+from meshmint_server.policy import Caller, Role
 from meshmint_server.spiffe import TrustDomain
-from meshmint_server.store import IssuerRow, Page, RecordFilter, RecordRow, RoleRow, Store
+from meshmint_server.store import (
+    IssuerRow,
+    Page,
+    RecordFilter,
+    RecordRow,
+    RevocationRow,
+    RoleRow,
+    Store,
+)
 
-__all__ = ["Administration", "PutRole", "RoleChange", "put_role"]
+__all__ = ["Administration", "KnownCertificate", "PutRole", "RoleChange", "put_role"]
 
 
 class RoleChange(Enum):
@@ -32,6 +41,14 @@ class PutRole:
     before: Role | None
     change: RoleChange
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownCertificate:
+    """A certificate on record, and its revocation if it is revoked."""
+
+    record: RecordRow
+    revocation: RevocationRow | None
 
 
 async def put_role(
@@ -69,20 +86,20 @@ class Administration:
     def __init__(
         self,
         *,
-        admins: Sequence[CallerMatcher],
+        admins: Administrators,
         store: Store,
         roles: RoleBook,
         trust_domain: TrustDomain,
         audit: AuditLog,
     ) -> None:
-        self._admins = tuple(admins)
+        self._admins = admins
         self._store = store
         self._roles = roles
         self._trust_domain = trust_domain
         self._audit = audit
 
     def _require_admin(self, caller: Caller, origin: Origin) -> None:
-        if any(matcher.matches(caller) for matcher in self._admins):
+        if self._admins.include(caller):
             return
         error = PermissionDenied(
             "This caller is not an administrator. The server's configuration lists them "
@@ -180,7 +197,9 @@ class Administration:
         self._require_admin(caller, origin)
         return await self._store.list_issuers(page_size, page_token)
 
-    async def get_record(self, caller: Caller, origin: Origin, serial_number: str) -> RecordRow:
+    async def get_record(
+        self, caller: Caller, origin: Origin, serial_number: str
+    ) -> KnownCertificate:
         """The record of one certificate."""
         self._require_admin(caller, origin)
         row = await self._store.get_record(serial_number)
@@ -189,7 +208,7 @@ class Administration:
                 "There is no record of that serial number. Certificates of roles with no_store "
                 "are not recorded."
             )
-        return row
+        return KnownCertificate(row, await self._store.get_revocation(row.serial_number))
 
     async def list_records(
         self,
@@ -198,7 +217,10 @@ class Administration:
         record_filter: RecordFilter,
         page_size: int,
         page_token: str,
-    ) -> Page[RecordRow]:
+    ) -> Page[KnownCertificate]:
         """A page of records, newest first."""
         self._require_admin(caller, origin)
-        return await self._store.list_records(record_filter, page_size, page_token)
+        page = await self._store.list_records(record_filter, page_size, page_token)
+        revoked = await self._store.revocations_of([row.serial_number for row in page.items])
+        items = (KnownCertificate(row, revoked.get(row.serial_number)) for row in page.items)
+        return Page(tuple(items), page.next_page_token)

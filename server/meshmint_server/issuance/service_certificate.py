@@ -16,9 +16,12 @@ from meshmint_server.issuance.mint import Deadline, Issued, Mint
 from meshmint_server.policy import Bounds, Caller, CertificateRequest, Names, Role, Validity
 from meshmint_server.spiffe import SpiffeId, TrustDomain
 
-__all__ = ["ServiceCertificate", "service_spiffe_id"]
+__all__ = ["SERVICE_ROLE", "ServiceCertificate", "service_spiffe_id"]
 
 log = structlog.get_logger(__name__)
+
+SERVICE_ROLE = "meshmint-server"
+"""Role of the service's own certificates; no store holds it."""
 
 _RETRY_SECONDS = 5.0
 _NAP_SECONDS = 1.0
@@ -61,7 +64,7 @@ class ServiceCertificate:
         self._names = Names(dns_names=tuple(dns_names), ip_addresses=tuple(ip_addresses))
         self._role = Role.from_document(
             {
-                "name": "meshmint-server",
+                "name": SERVICE_ROLE,
                 "callers": [{"authenticator": "meshmint"}],
                 "spiffe": "own",
                 "allow_any_name": True,

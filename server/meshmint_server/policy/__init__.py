@@ -7,6 +7,7 @@ from meshmint_server.policy.csr import parse_csr, parse_csr_der
 from meshmint_server.policy.decide import Bounds, decide
 from meshmint_server.policy.decision import Decision
 from meshmint_server.policy.other_names import decode_other_name
+from meshmint_server.policy.pem import decode_pem_block
 from meshmint_server.policy.request import (
     CertificateRequest,
     CsrContents,
@@ -38,6 +39,7 @@ __all__ = [
     "choose_role",
     "decide",
     "decode_other_name",
+    "decode_pem_block",
     "parse_csr",
     "parse_csr_der",
 ]

@@ -7,8 +7,6 @@ without being told. What a role makes of the contents is not judged here.
 
 from __future__ import annotations
 
-import base64
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,23 +20,17 @@ from cryptography.x509.oid import ExtensionOID, NameOID
 
 from meshmint_server.errors import InvalidRequest, Violation
 from meshmint_server.policy.other_names import decode_other_name
+from meshmint_server.policy.pem import decode_pem_block
 from meshmint_server.policy.request import CsrContents, Names, OtherName, PublicKey
 
 __all__ = ["parse_csr", "parse_csr_der"]
 
 MAX_BYTES = 64 * 1024
-MAX_PEM_CHARACTERS = 2 * MAX_BYTES
 MAX_RSA_BITS = 8192
 MIN_RSA_EXPONENT = 65_537
 MAX_RSA_EXPONENT_BITS = 256  # FIPS 186-5 appendix A.1.1
 
-_PEM = re.compile(
-    r"\s*-----BEGIN (?P<label>(?:NEW )?CERTIFICATE REQUEST)-----[ \t]*\r?\n"
-    r"(?P<body>[A-Za-z0-9+/=\s]*)"
-    r"-----END (?P=label)-----\s*"
-)
-_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
-_WHITE = re.compile(r"\s+")
+_PEM_LABELS = frozenset({"CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"})
 
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
@@ -64,20 +56,11 @@ def parse_csr(pem: str) -> CsrContents:
     Raises:
         InvalidRequest: It is anything else, or parse_csr_der refuses it.
     """
-    if not pem.strip():
-        raise _malformed("the CSR is empty")
-    if len(pem) > MAX_PEM_CHARACTERS:
-        raise _malformed(f"a CSR has at most {MAX_BYTES // 1024} KiB")
-    if pem.count("-----BEGIN ") > 1:
-        raise _malformed("send one PEM block, the CERTIFICATE REQUEST")
-    match = _PEM.fullmatch(pem)
-    if match is None:
-        raise _malformed("the CSR is not one PEM block of type CERTIFICATE REQUEST")
-    body = _WHITE.sub("", match["body"])
-    # binascii lets some padding through that has no place there.
-    if len(body) % 4 or not _BASE64.fullmatch(body):
-        raise _malformed("the CSR's PEM block is not base64")
-    return parse_csr_der(base64.b64decode(body))
+    try:
+        der = decode_pem_block(pem, _PEM_LABELS, "CSR", max_bytes=MAX_BYTES)
+    except ValueError as error:
+        raise _malformed(str(error)) from None
+    return parse_csr_der(der)
 
 
 def parse_csr_der(der: bytes) -> CsrContents:

@@ -3,6 +3,7 @@
 from meshmint_server.store.database import TimeLimits
 from meshmint_server.store.leadership import Leadership
 from meshmint_server.store.migrate import SchemaState
+from meshmint_server.store.records import normal_serial_number
 from meshmint_server.store.rows import (
     CrlKind,
     CrlRow,
@@ -36,5 +37,6 @@ __all__ = [
     "SchemaState",
     "Store",
     "TimeLimits",
+    "normal_serial_number",
     "parse_store_url",
 ]
