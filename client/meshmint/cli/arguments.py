@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from meshmint.cli.errors import USAGE
+from meshmint.cli.records import add_record_filter, record_filter
 from meshmint.keys import KEY_ALGORITHMS
 from meshmint.roles import duration_from_text
 
@@ -39,6 +40,7 @@ examples:
   meshmint sign request.csr > cert.pem  a certificate for your own key
   meshmint chain --out /etc/mesh        the issuer's chain and the roots
   meshmint inspect /run/svid/cert.pem   what is in a certificate
+  meshmint records --role web           what was issued (for operators)
 """,
     "issue": """\
 examples:
@@ -63,6 +65,16 @@ examples:
 examples:
   meshmint inspect /run/svid/fullchain.pem --bundle /run/svid/bundle.pem
   openssl s_client -connect web:443 </dev/null | meshmint inspect -
+""",
+    "records": """\
+examples:
+  meshmint records --name web.example.org
+  meshmint records --caller system:serviceaccount:shop:cart --expires-from 2030-01-31T12:00:00Z
+  meshmint records --role web --limit 100000 --json | jq -r .serial_number
+  meshmint records 3f:0a:c1 > cert.pem
+
+For administrators of the server. The newest come first. With a serial number: that
+record, and its certificate as PEM on stdout.
 """,
 }
 
@@ -137,11 +149,22 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     inspect.add_argument("--chain", metavar="FILE", help="certificates in between, in any order")
     inspect.add_argument("--json", action="store_true", help="print JSON")
 
+    records = command("records", "list what was issued, or show one record")
+    records.add_argument("serial", nargs="?", metavar="SERIAL", help="serial number, hexadecimal")
+    _add_connection(records)
+    add_record_filter(records, _time)
+    records.add_argument(
+        "--limit", type=_count, default=50, metavar="NUMBER", help="at most so many (default: 50)"
+    )
+    records.add_argument("--json", action="store_true", help="print JSON, one record a line")
+
     parsed = parser.parse_args(arguments)
     if parsed.command != "inspect" and not parsed.server:
         parser.error("no server is given: use --server HOST:PORT or set MESHMINT_SERVER")
     if parsed.command == "chain" and parsed.only and (parsed.out or parsed.json):
         parser.error("--only is for printing PEM, without --out and --json")
+    if parsed.command == "records" and parsed.serial and record_filter(parsed):
+        parser.error("a serial number finds one record: give no filter with it")
     return parsed
 
 
@@ -234,6 +257,12 @@ def _time(text: str) -> datetime:
             f"{text!r} is not a time with a zone, such as 2030-01-31T12:00:00Z"
         )
     return moment
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
 
 
 def _version() -> str:

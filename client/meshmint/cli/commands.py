@@ -7,6 +7,7 @@ stderr, for people, unless the table is all there is to print.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -17,9 +18,12 @@ from typing import Any
 
 from cryptography import x509
 
+from meshmint.admin import AdminClient, AdminOptions
+from meshmint.admin_operations import Record
+from meshmint.cli import records
 from meshmint.cli.errors import DONE, NOT_VERIFIED
 from meshmint.cli.inspection import inspect_certificate
-from meshmint.cli.view import Row, inspection_rows, write_table
+from meshmint.cli.view import Row, inspection_rows, write_columns, write_table
 from meshmint.client import Client
 from meshmint.errors import AnswerRefused, ConfigurationError
 from meshmint.requests import CertificateOptions
@@ -46,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
             return _sign(arguments)
         case "chain":
             return _chain(arguments)
+        case "records":
+            return _records(arguments)
         case _:
             return _inspect(arguments)
 
@@ -134,15 +140,54 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return NOT_VERIFIED if verified is False else DONE
 
 
+def _records(arguments: argparse.Namespace) -> int:
+    only = records.record_filter(arguments)
+    with AdminClient(arguments.server, **_connection(arguments)) as client:
+        if arguments.serial:
+            return _print_record(client.get_record(arguments.serial), arguments)
+        # One more, to know whether there are more.
+        found = records.find(client, only, arguments.limit + 1)
+        shown = itertools.islice(found, arguments.limit)
+        if arguments.json:
+            for record in shown:
+                print(json.dumps(records.document(record), ensure_ascii=False))
+        else:
+            write_columns(records.HEADINGS, map(records.columns, shown), sys.stdout)
+        if next(found, None) is not None:
+            print(f"note: there are more than {arguments.limit}; see --limit", file=sys.stderr)
+    return DONE
+
+
+def _print_record(record: Record, arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        print(json.dumps(records.document(record), ensure_ascii=False))
+        return DONE
+    [certificate] = x509.load_pem_x509_certificates(record.certificate_pem.encode())
+    rows = inspection_rows(inspect_certificate(certificate), datetime.now(UTC))
+    rows += [
+        ("Role", [record.role], ""),
+        ("Caller", [f"{record.caller} ({record.authenticator})"], ""),
+        ("Issuer's name", [record.issuer], ""),
+        ("Recorded", [f"{record.create_time:%Y-%m-%d %H:%M:%S} UTC"], ""),
+        ("Request", [record.request_id], "dim"),
+    ]
+    _print_table(rows, only_output=False)
+    _print_pem([record.certificate_pem])
+    return DONE
+
+
 def _client(arguments: argparse.Namespace) -> Client:
-    return Client(
-        arguments.server,
-        token=_token(arguments),
-        root_certificates=None if arguments.ca_file is None else Path(arguments.ca_file),
-        insecure=arguments.insecure,
-        server_name=arguments.server_name,
-        timeout=arguments.timeout,
-    )
+    return Client(arguments.server, **_connection(arguments))
+
+
+def _connection(arguments: argparse.Namespace) -> AdminOptions:
+    return {
+        "token": _token(arguments),
+        "root_certificates": None if arguments.ca_file is None else Path(arguments.ca_file),
+        "insecure": arguments.insecure,
+        "server_name": arguments.server_name,
+        "timeout": arguments.timeout,
+    }
 
 
 def _token(arguments: argparse.Namespace) -> TokenSource | None:

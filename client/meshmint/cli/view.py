@@ -15,7 +15,7 @@ from typing import TextIO
 
 from meshmint.cli.inspection import Inspection
 
-__all__ = ["Row", "inspection_rows", "write_table"]
+__all__ = ["Row", "inspection_rows", "write_columns", "write_table"]
 
 Row = tuple[str, Sequence[str], str]
 """A label, the lines of its value, and a colour or the empty string."""
@@ -40,6 +40,18 @@ def write_table(rows: Iterable[Row], stream: TextIO) -> None:
                 head = _paint(head, "dim")
                 text = _paint(text, colour) if colour else text  # noqa: PLW2901
             print(f"{head}  {text}".rstrip(), file=stream)
+
+
+def write_columns(headings: Sequence[str], lines: Iterable[Sequence[str]], stream: TextIO) -> None:
+    """Writes lines under headings, each column as wide as it must be; nothing without lines."""
+    cells = [[_plain(cell, stream) for cell in line] for line in lines]
+    if not cells:
+        return
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    for number, line in enumerate([list(headings), *cells]):
+        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        text = "  ".join(padded).rstrip()
+        print(_paint(text, "dim") if number == 0 and _has_colours(stream) else text, file=stream)
 
 
 def inspection_rows(found: Inspection, now: datetime) -> list[Row]:
