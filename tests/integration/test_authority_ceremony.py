@@ -255,15 +255,66 @@ async def test_every_usual_form_is_taken(
     assert row.roots == (root.certificate.public_bytes(Encoding.DER),)
 
 
-async def test_activating_retires_the_issuer_before(room: Room):
+async def test_an_issuer_beside_an_active_one_is_next_unless_it_is_to_sign(room: Room):
     root = make_root()
     await room.import_(pem(root.sign(await room.request("mesh-1")), root.certificate))
     second = root.sign(await room.request("mesh-2"))
-    row = await room.import_(pem(second, root.certificate), activate=False)
-    assert row.state is IssuerState.NEXT
-    await room.import_(pem(second, root.certificate))
-    states = {row.name: row.state for row in (await room.store.load_issuers())[1]}
-    assert states == {"mesh-1": IssuerState.RETIRED, "mesh-2": IssuerState.ACTIVE}
+    row = await room.import_(pem(second, root.certificate))
+    assert (row.state, row.published_at, row.activated_at) == (IssuerState.NEXT, NOW, None)
+    row = await room.import_(pem(second, root.certificate), now=NOW + DAY, activate=True)
+    assert (row.published_at, row.activated_at) == (NOW, NOW + DAY)
+    first = await room.store.get_issuer("mesh-1")
+    assert first
+    assert (first.state, first.retired_at) == (IssuerState.RETIRED, NOW + DAY)
+
+
+async def test_a_root_that_nobody_knows_yet_is_published_before_anything_is_signed_below_it(
+    room: Room,
+):
+    old, new = make_root(), make_root()
+    await room.import_(pem(old.sign(await room.request("mesh-1")), old.certificate))
+    csr = await room.request("mesh-2")
+    material = pem(new.sign(csr, lifetime=700 * DAY), new.certificate)
+    with pytest.raises(PreconditionFailed, match="has to be published until") as refusal:
+        await room.import_(material, activate=True)
+    assert refusal.value.reason == "ROOT_NOT_KNOWN_YET"
+    assert (await room.store.get_issuer("mesh-2")).state is IssuerState.PENDING
+    await room.import_(material)
+    # Imported again with yet another root, it begins anew: that root is known to nobody.
+    other = make_root()
+    again = pem(other.sign(csr, lifetime=700 * DAY), other.certificate)
+    row = await room.import_(again, now=NOW + DAY)
+    assert row.published_at == NOW + DAY
+    with pytest.raises(PreconditionFailed, match="has to be published until"):
+        await room.import_(again, now=NOW + DAY + timedelta(minutes=24), activate=True)
+    row = await room.import_(again, now=NOW + DAY + timedelta(minutes=25), activate=True)
+    assert row.state is IssuerState.ACTIVE
+
+
+async def test_in_an_emergency_nobody_waits_for_a_root_to_be_known(room: Room):
+    old, new = make_root(), make_root()
+    await room.import_(pem(old.sign(await room.request("mesh-1")), old.certificate))
+    material = pem(new.sign(await room.request("mesh-2"), lifetime=10 * DAY), new.certificate)
+    row = await room.import_(material, activate=True, at_once=True)
+    assert row.state is IssuerState.ACTIVE
+
+
+async def test_an_active_issuer_does_not_move_below_a_root_that_nobody_knows(room: Room):
+    old, new = make_root(), make_root()
+    csr = await room.request()
+    await room.import_(pem(old.sign(csr), old.certificate))
+    with pytest.raises(PreconditionFailed, match="has to be published until"):
+        await room.import_(pem(new.sign(csr, lifetime=700 * DAY), new.certificate))
+
+
+async def test_a_retired_issuer_is_not_imported_again(room: Room):
+    root = make_root()
+    first = pem(root.sign(await room.request("mesh-1")), root.certificate)
+    await room.import_(first)
+    second = pem(root.sign(await room.request("mesh-2")), root.certificate)
+    await room.import_(second, activate=True)
+    with pytest.raises(PreconditionFailed, match="is retired, and signs no more"):
+        await room.import_(first)
 
 
 async def test_an_active_issuer_does_not_become_the_next_one(room: Room):
@@ -369,6 +420,7 @@ FAULTS = {
     "lacks keyCertSign": {
         "replace": [extension(ca_usage(key_cert_sign=False, digital_signature=True), True)]
     },
+    "may not sign CRLs": {"replace": [extension(ca_usage(crl_sign=False), True)]},
     "has no key usage": {"without": [x509.KeyUsage]},
     "without serverAuth and clientAuth": {
         "replace": [extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)]

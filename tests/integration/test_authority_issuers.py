@@ -55,7 +55,13 @@ async def _add(store: Store, keyring: KeyRing, name: str, activate: bool = True,
     own = root.sign(x509.load_pem_x509_csr(csr.encode()))
     material = pem(own, root.certificate)
     await import_chain(
-        store, keyring, material, now=NOW, trust_domain=TRUST_DOMAIN, activate=activate
+        store,
+        keyring,
+        material,
+        now=NOW,
+        trust_domain=TRUST_DOMAIN,
+        activate=activate,
+        at_once=activate,
     )
     return own, root.certificate
 

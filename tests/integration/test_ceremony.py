@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,9 @@ class Ceremony:
 
     def __init__(self, directory: Path) -> None:
         self.service = Service(directory / "service")
+        # The page is about a service that has no issuer yet.
+        with closing(sqlite3.connect(self.service.directory / "meshmint.db")) as store, store:
+            store.execute("DELETE FROM issuers")
         self.media = directory / "media"
         for stick in ("root-a", "root-b", "carry"):
             (self.media / stick).mkdir(parents=True)

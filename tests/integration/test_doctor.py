@@ -171,7 +171,9 @@ def test_a_healthy_installation_is_all_ok_and_left_as_it_was(patient: Patient) -
     ]  # fmt: skip
     assert any("signature was verified" in one["message"] for one in found)
     assert patient.database.read_bytes() == before
-    assert sorted(file.name for file in patient.directory.glob("meshmint.db*")) == ["meshmint.db"]
+    # The lock is from the setting up, where it was held while a key was made.
+    files = sorted(file.name for file in patient.directory.glob("meshmint.db*"))
+    assert files == ["meshmint.db", "meshmint.db.issuer-key.lock"]
 
 
 def test_json_has_findings_and_a_summary(patient: Patient) -> None:
@@ -266,8 +268,9 @@ def test_a_wrong_pin_is_an_error_and_tried_once(patient: Patient) -> None:
     patient.pin_file.write_text("not-the-pin")
     # A second issuer in the same token must not cost a second try.
     patient.change_store(
-        "INSERT INTO issuers SELECT 'issuer-2', 'retired', key_uri, public_key, certificate, "
-        "chain, roots, created_at FROM issuers"
+        "INSERT INTO issuers (name, state, key_uri, public_key, certificate, chain, roots, "
+        "created_at) SELECT 'issuer-2', 'retired', key_uri, public_key, certificate, chain, roots, "
+        "created_at FROM issuers"
     )
 
     token, *keys = patient.bad(1)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from meshmint_server.errors import InvalidRequest
 from meshmint_server.store import IssuerState, RoleRow, Store
-from support.rows import issuer_row
+from support.rows import issuer_row, record_row
 
 
 @pytest.fixture
@@ -95,13 +95,35 @@ async def test_an_issuer_comes_back_as_it_was(store: Store):
     assert await store.get_issuer("mesh-2") is None
 
 
-async def test_a_name_is_added_once(store: Store, other: Store):
-    rows = [issuer_row(public_key=bytes([number])) for number in range(6)]
-    added = await asyncio.gather(
-        *((store if n % 2 else other).add_issuer(row) for n, row in enumerate(rows))
+async def test_of_changes_of_issuers_at_one_revision_one_is_made(store: Store, other: Store):
+    revision, _ = await store.load_issuers()
+    rows = [issuer_row(name=f"mesh-{number}") for number in range(6)]
+    written = await asyncio.gather(
+        *(
+            (store if n % 2 else other).put_issuer(row, at_revision=revision)
+            for n, row in enumerate(rows)
+        )
     )
-    assert sum(added) == 1
-    assert await store.get_issuer("mesh-1") == rows[added.index(True)]
+    assert sum(written) == 1
+    assert await store.load_issuers() == (revision + 1, (rows[written.index(True)],))
+
+
+async def test_a_failure_is_noted_without_telling_every_worker(store: Store):
+    await store.put_issuer(issuer_row())
+    revision, _ = await store.load_issuers()
+    await store.note_issuer_failure("mesh-1", "no answer")
+    assert await store.load_issuers() == (revision, (issuer_row(last_failure="no answer"),))
+    await store.note_issuer_failure("mesh-1", None)
+    assert await store.get_issuer("mesh-1") == issuer_row()
+
+
+async def test_the_latest_expiry_is_of_one_issuers_certificates(store: Store):
+    assert await store.latest_expiry("mesh-1") is None
+    rows = [record_row(issuer=f"mesh-{1 + number % 2}") for number in range(6)]
+    for row in rows:
+        await store.record(row)
+    assert await store.latest_expiry("mesh-1") == rows[4].not_after
+    assert await store.latest_expiry("mesh-2") == rows[5].not_after
 
 
 async def test_activating_an_issuer_retires_the_one_before(store: Store):

@@ -24,8 +24,10 @@ from meshmint_server.config import (
     HttpSettings,
     LogSettings,
     PublicationSettings,
+    RotationSettings,
     TidySettings,
     TlsSettings,
+    UpstreamSettings,
 )
 from meshmint_server.errors import MeshmintError
 from meshmint_server.keys import KeySettings
@@ -70,6 +72,8 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`publication`", PublicationSettings),
     ("`tidy`", TidySettings),
     ("`keys`", KeySettings),
+    ("`rotation`", RotationSettings),
+    ("`rotation.upstream`", UpstreamSettings),
     ("`authenticators`, kind `kubernetes`", KubernetesSettings),
     ("`authenticators`, kind `jwt`", JwtSettings),
     ("`admins`, and `callers` of roles", CallerMatcher),

@@ -6,7 +6,11 @@ from meshmint_server.authority.description import IssuerDescription, describe
 from meshmint_server.authority.examination import Examination, Expiry, examine_issuer, expiry_of
 from meshmint_server.authority.issuers import Issuer, IssuerBook
 from meshmint_server.authority.path import has_signed
+from meshmint_server.authority.rotation import Rotation, RotationRules, RotationStep, decide
+from meshmint_server.authority.rotation_words import describe_rotation
 from meshmint_server.authority.sharding import shard_of
+from meshmint_server.authority.succession import Succession
+from meshmint_server.authority.upstream import UpstreamCommand
 
 __all__ = [
     "Examination",
@@ -14,9 +18,16 @@ __all__ = [
     "Issuer",
     "IssuerBook",
     "IssuerDescription",
+    "Rotation",
+    "RotationRules",
+    "RotationStep",
+    "Succession",
     "TrustBundleFeed",
+    "UpstreamCommand",
     "create_csr",
+    "decide",
     "describe",
+    "describe_rotation",
     "examine_issuer",
     "expiry_of",
     "has_signed",

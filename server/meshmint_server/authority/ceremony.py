@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
 
 from cryptography import x509
@@ -20,7 +22,15 @@ from cryptography.x509.oid import NameOID
 from meshmint_server.authority.fitness import faults_of_path
 from meshmint_server.authority.material import read_certificates
 from meshmint_server.authority.path import BrokenPath, find_path, is_self_signed, shown
-from meshmint_server.errors import InvalidRequest, KeyUnavailable, PreconditionFailed, Violation
+from meshmint_server.authority.rotation import RotationRules
+from meshmint_server.authority.states import activated, changed_meanwhile
+from meshmint_server.errors import (
+    InvalidRequest,
+    KeyUnavailable,
+    PreconditionFailed,
+    StoreUnavailable,
+    Violation,
+)
 from meshmint_server.keys import (
     KeyAlgorithmName,
     KeyRing,
@@ -52,11 +62,13 @@ async def create_csr(
     subject: x509.Name | None = None,
     crl_shards: int = 1,
     crl_url: str | None = None,
+    at_revision: int | None = None,
 ) -> tuple[IssuerRow, str]:
     """Makes an issuer that waits for its certificate: a key in the token, and its CSR.
 
     Called again with the name of an issuer that still waits, it makes no other key
-    and returns a CSR for the same one.
+    and returns a CSR for the same one. The key's place is written down before the key is
+    made, so that whoever is interrupted in between finds it there: one key in all.
 
     Args:
         store: Where the issuer is kept.
@@ -70,6 +82,7 @@ async def create_csr(
             is added either way, so that no two issuers have the same subject.
         crl_shards: Into how many its CRL is split, for life.
         crl_url: Base URL of the distribution points of a CRL that is split, for life.
+        at_revision: Makes a new issuer only if none has changed since.
 
     Returns:
         The issuer as it is kept, and the CSR in PEM.
@@ -78,7 +91,8 @@ async def create_csr(
         InvalidRequest: The name, the algorithm or the subject cannot be used.
         PreconditionFailed: The name belongs to an issuer that has its certificate.
         KeyUnavailable: The key could not be made or opened.
-        StoreUnavailable: The database does not answer.
+        StoreUnavailable: The database does not answer, or somebody else makes or changes
+            an issuer at this moment.
     """
     if not _NAME.fullmatch(name):
         raise _bad_field(
@@ -91,32 +105,39 @@ async def create_csr(
         raise _bad_field("algorithm", f"The kind of key is one of {known}.") from None
     if subject is None:
         subject = _default_subject(common_name or f"Meshmint {name}", trust_domain)
-    row = await store.get_issuer(name)
-    if row is None:
-        # Another label for each try: a key that a broken try left behind is in nobody's way.
-        key = await keyring.generate(f"{name}-{secrets.token_hex(3)}", kind)
-        made = IssuerRow(
-            name=name,
-            state=IssuerState.PENDING,
-            key_uri=key.uri,
-            public_key=public_key_info(key.public_key),
-            certificate=None,
-            chain=(),
-            roots=(),
-            created_at=now,
-            crl_shards=crl_shards,
-            crl_url=crl_url if crl_shards > 1 else None,
-        )
-        if await store.add_issuer(made):
-            return made, await _sign_csr(key, subject, trust_domain)
-        row = await store.get_issuer(name)  # somebody was faster
-    if row is None or row.state is not IssuerState.PENDING:
-        raise PreconditionFailed(
-            f"There is an issuer '{name}' with a certificate already. Choose another name: "
-            "a new key is a new issuer.",
-            reason="ISSUER_EXISTS",
-        )
-    key = await keyring.open(row.key_uri, row.public_key)
+    async with _alone(store):
+        revision, rows = await store.load_issuers()
+        if at_revision not in (None, revision):
+            raise changed_meanwhile()
+        row = next((one for one in rows if one.name == name), None)
+        if row is None:
+            # Another label for each issuer: no key of an earlier one is taken for it.
+            place = keyring.place_of(f"{name}-{secrets.token_hex(3)}")
+            row = IssuerRow(
+                name=name,
+                state=IssuerState.PENDING,
+                key_uri=place,
+                public_key=b"",
+                certificate=None,
+                chain=(),
+                roots=(),
+                created_at=now,
+                crl_shards=crl_shards,
+                crl_url=crl_url if crl_shards > 1 else None,
+            )
+            revision = await _put(store, row, revision)
+        elif row.state is not IssuerState.PENDING:
+            raise PreconditionFailed(
+                f"There is or was an issuer '{name}' with a certificate. Choose another name: "
+                "a new key is a new issuer.",
+                reason="ISSUER_EXISTS",
+            )
+        if row.has_key:
+            key = await keyring.open(row.key_uri, row.public_key)
+        else:
+            key = await keyring.find_or_generate(row.key_uri, kind)
+            row = replace(row, key_uri=key.uri, public_key=public_key_info(key.public_key))
+            await _put(store, row, revision)
     present = key_algorithm_of(key.public_key)
     if present is not kind:
         raise _bad_field(
@@ -126,6 +147,26 @@ async def create_csr(
     return row, await _sign_csr(key, subject, trust_domain)
 
 
+@asynccontextmanager
+async def _alone(store: Store) -> AsyncIterator[None]:
+    """Nobody else makes a key meanwhile: two who look for one and find none would make two."""
+    leadership = store.leadership("issuer-key")
+    if not await leadership.hold():
+        raise StoreUnavailable(
+            "Somebody else makes an issuer at this moment. Try again.", reason="ISSUERS_CHANGING"
+        )
+    try:
+        yield
+    finally:
+        await leadership.release()
+
+
+async def _put(store: Store, row: IssuerRow, revision: int) -> int:
+    if not await store.put_issuer(row, at_revision=revision):
+        raise changed_meanwhile()
+    return revision + 1
+
+
 async def import_chain(
     store: Store,
     keyring: KeyRing,
@@ -133,8 +174,10 @@ async def import_chain(
     *,
     now: datetime,
     trust_domain: TrustDomain,
+    rules: RotationRules | None = None,
     name: str | None = None,
-    activate: bool = True,
+    activate: bool | None = None,
+    at_once: bool = False,
     allow_self_signed: bool = False,
 ) -> IssuerRow:
     """Takes an issuer's signed certificate with its chain and root, in any order.
@@ -145,25 +188,24 @@ async def import_chain(
         material: One file's bytes or several: PEM, DER or PKCS#7.
         now: The present.
         trust_domain: Whose SPIFFE IDs will be issued.
+        rules: How long a root is published before anything below it signs.
         name: The issuer; by default the one whose key is found in a certificate.
-        activate: Makes it the active issuer, and retires the one before, in one
-            transaction. Otherwise it is published as the next one and does not sign.
+        activate: True makes it the active issuer, and retires the one before, in one
+            transaction; False has it published as the next one, which does not sign; None
+            makes it active if no other is. An active issuer stays active.
+        at_once: Makes it active although not everybody can know its root yet.
         allow_self_signed: Takes an issuer that is its own root: for development only.
 
     Raises:
         InvalidRequest: It does not fit; the violations hold every reason.
-        PreconditionFailed: An active issuer cannot become the next one.
+        PreconditionFailed: The issuer cannot become that, or not yet.
         KeyUnavailable: The issuer's key does not answer, or does not sign.
-        StoreUnavailable: The database does not answer.
+        StoreUnavailable: The database does not answer, or the issuers have just changed.
     """
     given = read_certificates([material] if isinstance(material, bytes) else material)
-    _, rows = await store.load_issuers()
+    revision, rows = await store.load_issuers()
     row, certificate = _ours(given, rows, name)
-    if row.state is IssuerState.ACTIVE and not activate:
-        raise PreconditionFailed(
-            f"The issuer '{row.name}' is active; it cannot become the next one.",
-            reason="ISSUER_ACTIVE",
-        )
+    _refuse_state(row, activate)
     try:
         path = find_path(certificate, given)
     except BrokenPath as broken:
@@ -179,36 +221,50 @@ async def import_chain(
     if faults:
         raise _refusal(row.name, faults)
     await keyring.open(row.key_uri, row.public_key)
-    imported = IssuerRow(
-        name=row.name,
-        state=IssuerState.ACTIVE if activate else IssuerState.NEXT,
-        key_uri=row.key_uri,
-        public_key=row.public_key,
+    roots = tuple(map(_der, path.roots))
+    is_published = row.state.is_published and set(roots) <= set(row.roots)
+    imported = replace(
+        row,
+        state=IssuerState.NEXT,
         certificate=_der(certificate),
         chain=tuple(map(_der, path.chain)),
-        roots=tuple(map(_der, path.roots)),
-        created_at=row.created_at,
-        published_at=row.published_at or now,
-        activated_at=(row.activated_at or now) if activate else None,
-        retired_at=None,
-        crl_shards=row.crl_shards,
-        crl_url=row.crl_url,
+        roots=roots,
+        published_at=(row.published_at if is_published else None) or now,
+        last_failure=None,
     )
-    await store.put_issuer(imported)
+    active = next((one for one in rows if one.state is IssuerState.ACTIVE), None)
+    becomes_active = activate if activate is not None else active is None
+    if becomes_active or row.state is IssuerState.ACTIVE:
+        imported = activated(imported, rows, now, rules or RotationRules(), at_once=at_once)
+    await _put(store, imported, revision)
     return imported
 
 
+def _refuse_state(row: IssuerRow, activate: bool | None) -> None:
+    if row.state is IssuerState.ACTIVE and activate is False:
+        raise PreconditionFailed(
+            f"The issuer '{row.name}' is active; it cannot become the next one.",
+            reason="ISSUER_ACTIVE",
+        )
+    if row.state in (IssuerState.RETIRED, IssuerState.GONE):
+        raise PreconditionFailed(
+            f"The issuer '{row.name}' is {row.state.value}, and signs no more. A new key is a "
+            "new issuer: begin with 'meshmintd ca csr'.",
+            reason="ISSUER_RETIRED",
+        )
+
+
 def _ours(
-    given: Iterable[x509.Certificate], rows: Iterable[IssuerRow], name: str | None
+    given: Iterable[x509.Certificate], rows: Sequence[IssuerRow], name: str | None
 ) -> tuple[IssuerRow, x509.Certificate]:
-    by_key = {row.public_key: row for row in rows}
+    by_key = {row.public_key: row for row in rows if row.has_key}
     found = [
         (by_key[key], certificate)
         for certificate in given
         if (key := _public_key_of(certificate)) in by_key
     ]
     if name is not None:
-        if name not in {row.name for row in by_key.values()}:
+        if name not in {row.name for row in rows}:
             raise _refusal(name, [f"There is no issuer '{name}'. Make it with 'meshmintd ca csr'."])
         others = sorted({row.name for row, _ in found if row.name != name})
         found = [(row, certificate) for row, certificate in found if row.name == name]

@@ -19,6 +19,7 @@ class IssuerDescription:
     """What is to be known of an issuer. None and () stand for: no certificate yet.
 
     Attributes:
+        algorithm: Kind of its key; None until that has been made.
         subject: RFC 4514, as the other names.
         serial_number: Lower-case hexadecimal.
         signs_until: When the first certificate of the chain expires; no leaf outlives it.
@@ -31,7 +32,7 @@ class IssuerDescription:
     name: str
     state: str
     key_uri: str
-    algorithm: str
+    algorithm: str | None
     created_at: datetime
     subject: str | None
     issuer: str | None
@@ -55,7 +56,7 @@ def describe(row: IssuerRow) -> IssuerDescription:
         name=row.name,
         state=row.state.value,
         key_uri=row.key_uri,
-        algorithm=key_algorithm_of(load_public_key(row.public_key)).value,
+        algorithm=_algorithm(row),
         created_at=row.created_at,
         subject=None if own is None else own.subject.rfc4514_string(),
         issuer=None if own is None else own.issuer.rfc4514_string(),
@@ -68,6 +69,10 @@ def describe(row: IssuerRow) -> IssuerDescription:
         chain=tuple(one.subject.rfc4514_string() for one in chain),
         roots=tuple(one.subject.rfc4514_string() for one in roots),
     )
+
+
+def _algorithm(row: IssuerRow) -> str | None:
+    return key_algorithm_of(load_public_key(row.public_key)).value if row.has_key else None
 
 
 def _spiffe_id(certificate: x509.Certificate) -> str | None:

@@ -73,9 +73,13 @@ def _faults_of_authority(
     usage = _extension(certificate, x509.KeyUsage)
     if usage is None:
         if is_own:
-            yield f"{name} has no key usage: it needs keyCertSign."
-    elif not usage.value.key_cert_sign:
-        yield f"{name} may not sign certificates: its key usage lacks keyCertSign."
+            yield f"{name} has no key usage: it needs keyCertSign and cRLSign."
+    else:
+        if not usage.value.key_cert_sign:
+            yield f"{name} may not sign certificates: its key usage lacks keyCertSign."
+        if is_own and not usage.value.crl_sign:
+            # RFC 5280 section 4.2.1.3: verifiers refuse its CRLs otherwise.
+            yield f"{name} may not sign CRLs: its key usage lacks cRLSign."
     extended = _extension(certificate, x509.ExtendedKeyUsage)
     if extended is not None and not is_root:
         allowed = set(extended.value)

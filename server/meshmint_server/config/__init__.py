@@ -7,6 +7,7 @@ only `app` builds objects from it. It never holds a secret, only where one is.
 from meshmint_server.config.fields import HostPort, UnixSocket
 from meshmint_server.config.listeners import BundleEndpointSettings, HttpSettings, TlsSettings
 from meshmint_server.config.publication import PublicationSettings
+from meshmint_server.config.rotation import RotationSettings, UpstreamSettings
 from meshmint_server.config.tidy import TidySettings
 from meshmint_server.config.whole import Config, ConfigError, LogSettings
 
@@ -18,7 +19,9 @@ __all__ = [
     "HttpSettings",
     "LogSettings",
     "PublicationSettings",
+    "RotationSettings",
     "TidySettings",
     "TlsSettings",
     "UnixSocket",
+    "UpstreamSettings",
 ]

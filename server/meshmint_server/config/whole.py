@@ -29,6 +29,7 @@ from meshmint_server.config.fields import (
 )
 from meshmint_server.config.listeners import BundleEndpointSettings, HttpSettings, TlsSettings
 from meshmint_server.config.publication import PublicationSettings
+from meshmint_server.config.rotation import RotationSettings
 from meshmint_server.config.tidy import TidySettings
 from meshmint_server.keys import KeySettings
 from meshmint_server.policy import CallerMatcher
@@ -86,6 +87,7 @@ class Config(Section):
             or ``postgresql://user@host/database?password_file=/path``.
         tidy: How long expired records are kept there.
         keys: Where signing keys are.
+        rotation: How issuers succeed each other.
         authenticators: Who vouches for callers; at least one is needed to issue.
         admins: Callers that may use AdminService; a matcher that matches everybody is refused.
         default_ttl: Lifetime where neither role nor request says one.
@@ -109,6 +111,7 @@ class Config(Section):
     store: Annotated[str, AfterValidator(_store_url), Field(repr=False)]
     tidy: TidySettings = TidySettings()
     keys: KeySettings
+    rotation: RotationSettings = RotationSettings()
     authenticators: Annotated[
         tuple[AuthenticatorSettings, ...], AfterValidator(_conflict_free)
     ] = ()

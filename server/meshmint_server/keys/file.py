@@ -74,14 +74,12 @@ class KeyDirectory:
             )
         return key
 
-    def generate(self, label: str, kind: KeyAlgorithmName) -> tuple[FileKeyUri, PrivateKey]:
-        """Make a key and write it to ``<label>.pem``, durably.
+    def generate(self, uri: FileKeyUri, kind: KeyAlgorithmName) -> PrivateKey:
+        """Make a key and write it to its file, durably.
 
         Raises:
             KeyFault: There is such a file already, or it cannot be written.
-            InvalidKeyUri: The label cannot be a file name.
         """
-        uri = FileKeyUri.parse(f"file:{label}.pem")
         key: PrivateKey
         if kind.rsa_bits is not None:
             key = rsa.generate_private_key(65537, kind.rsa_bits)
@@ -95,7 +93,17 @@ class KeyDirectory:
             serialization.BestAvailableEncryption(self._passphrase.read().encode()),
         )
         _write_private(self.path / uri.name, pem)
-        return uri, key
+        return key
+
+    def find_or_generate(self, uri: FileKeyUri, kind: KeyAlgorithmName) -> PrivateKey:
+        """The key in its file; made if there is no such file.
+
+        Raises:
+            KeyFault: As for `load` and `generate`.
+        """
+        if (self.path / uri.name).exists():
+            return self.load(uri, None)
+        return self.generate(uri, kind)
 
 
 class FileKey:

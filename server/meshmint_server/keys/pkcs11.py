@@ -27,7 +27,11 @@ from meshmint_server.keys.algorithm import (
 )
 from meshmint_server.keys.backoff import Backoff
 from meshmint_server.keys.key import KeyAttributes, KeyFault
-from meshmint_server.keys.pkcs11_generation import Generated, generate_key
+from meshmint_server.keys.pkcs11_generation import (
+    Generated,
+    find_or_generate_key,
+    generate_key,
+)
 from meshmint_server.keys.pkcs11_module import PinRefused, Pkcs11Module
 from meshmint_server.keys.pkcs11_objects import (
     describe,
@@ -139,6 +143,11 @@ class Pkcs11Token:
 
         return self._run(uri, attempt)
 
+    @property
+    def uri(self) -> Pkcs11Uri:
+        """Which token it is; no key, no PIN."""
+        return self._uri
+
     def generate(self, label: str, kind: KeyAlgorithmName) -> Generated:
         """Make a key that can only sign and never leaves the token.
 
@@ -147,12 +156,25 @@ class Pkcs11Token:
         Raises:
             KeyFault: The token did not make one.
         """
+        return self._make(partial(generate_key, label=label, kind=kind))
 
-        def make() -> Generated:
+    def find_or_generate(self, label: str, kind: KeyAlgorithmName) -> Generated:
+        """The key with this label; made like any other if there is none.
+
+        Looking and making happen in one session: one whose login has ended sees no key,
+        and makes none.
+
+        Raises:
+            KeyFault: The token did not make one, or the one it has cannot be used.
+        """
+        return self._make(partial(find_or_generate_key, label=label, kind=kind))
+
+    def _make(self, make: Callable[[pkcs11.Session], Generated]) -> Generated:
+        def attempt() -> Generated:
             self._key_session()
             session = self._token().open(rw=True)
             try:
-                return generate_key(session, label, kind)
+                return make(session)
             except _NOTHING_MADE:
                 raise
             except pkcs11.PKCS11Error as error:
@@ -163,7 +185,7 @@ class Pkcs11Token:
                 with suppress(pkcs11.PKCS11Error):
                     session.close()
 
-        return self._run(None, make)
+        return self._run(None, attempt)
 
     def attributes(self, uri: Pkcs11Uri) -> KeyAttributes:
         """How the token holds a key.

@@ -24,11 +24,12 @@ from meshmint_server.keys.pkcs11_objects import (
     decode_public_key,
     key_uri,
     read_attribute,
+    read_public_key,
     search,
 )
 from meshmint_server.keys.uri import Pkcs11Uri
 
-__all__ = ["Generated", "generate_key", "new_key_id"]
+__all__ = ["Generated", "find_or_generate_key", "generate_key", "new_key_id"]
 
 _GENERATE: Final = {
     "ec": Mechanism.EC_KEY_PAIR_GEN,
@@ -74,7 +75,7 @@ _TEMPLATE_ERRORS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A fresh key pair's name and public half."""
+    """A key pair's name and public half."""
 
     uri: Pkcs11Uri
     public_key: PublicKey
@@ -117,6 +118,39 @@ def generate_key(session: pkcs11.Session, label: str, kind: KeyAlgorithmName) ->
             reason="KEY_UNFIT",
         )
     return Generated(key_uri(token, private), public_key)
+
+
+def find_or_generate_key(session: pkcs11.Session, label: str, kind: KeyAlgorithmName) -> Generated:
+    """The key with this label; made if there is none.
+
+    Args:
+        session: A read/write session, logged in. In one that is not, no private key is
+            seen, and none can be made either.
+
+    Raises:
+        KeyFault: As for `generate_key`; or the label is that of several keys, or of one
+            that can do more than sign.
+    """
+    found = search(session, {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.LABEL: label})
+    if not found:
+        return generate_key(session, label, kind)
+    if len(found) > 1:
+        raise KeyFault(
+            f"The token has {len(found)} private keys with the label {label!r}.",
+            reason="KEY_AMBIGUOUS",
+        )
+    (private,) = found
+    faults = _faults_of(private)
+    public_key = read_public_key(session, private)
+    if public_key is None:
+        faults.append("its public key cannot be read")
+    if faults or public_key is None:
+        raise KeyFault(
+            f"The key {label!r} in the token is not fit for signing certificates "
+            f"({', '.join(faults)}).",
+            reason="KEY_UNFIT",
+        )
+    return Generated(key_uri(session.token, private), public_key)
 
 
 def new_key_id(session: pkcs11.Session, manufacturer: str) -> bytes:

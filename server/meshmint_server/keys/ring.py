@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,7 @@ from meshmint_server.keys.signer import Signer, SignerHealth
 from meshmint_server.keys.uri import (
     FileKeyUri,
     InvalidKeyUri,
+    ObjectType,
     Pkcs11Uri,
     parse_key_uri,
     parse_token_uri,
@@ -38,6 +40,7 @@ __all__ = ["KeyRing"]
 # An RSA-4096 key takes tokens up to a minute to make.
 _GENERATE_SECONDS: Final = 120.0
 _OPEN_SECONDS: Final = 30.0
+_KEY_FILE: Final = ".pem"
 _TEST_MESSAGE: Final = b"meshmint key test, not a certificate: "
 
 
@@ -130,26 +133,58 @@ class KeyRing:
             InvalidKeyUri: The label or the algorithm cannot be used.
             KeyUnavailable: The key could not be made, or does not sign.
         """
+        return await self._make(parse_key_uri(self.place_of(label)), algorithm, may_exist=False)
+
+    def place_of(self, label: str) -> str:
+        """The URI by which a key of this label will be found where keys are made now.
+
+        Raises:
+            InvalidKeyUri: The label cannot be used.
+        """
+        if not 0 < len(label) <= 64 or not label.isprintable():
+            raise InvalidKeyUri("A key's label has 1 to 64 printable characters.")
+        if self._token is not None:
+            return str(replace(self._token.uri, object=label, type=ObjectType.PRIVATE))
+        return str(FileKeyUri.parse(f"file:{label}{_KEY_FILE}"))
+
+    async def find_or_generate(self, place: str, algorithm: KeyAlgorithmName | str) -> SigningKey:
+        """The key at a place; made if there is none.
+
+        So whoever wrote the place down first can be interrupted at any moment and ask
+        again, and there is never a second key.
+
+        Args:
+            place: From `place_of`.
+            algorithm: The kind of key to make. One that is found may be of another kind.
+
+        Raises:
+            InvalidKeyUri: The place or the algorithm cannot be used.
+            KeyUnavailable: The key could not be found or made, or does not sign.
+        """
+        return await self._make(parse_key_uri(place), algorithm, may_exist=True)
+
+    async def _make(
+        self, place: Pkcs11Uri | FileKeyUri, algorithm: KeyAlgorithmName | str, *, may_exist: bool
+    ) -> SigningKey:
         try:
             kind = KeyAlgorithmName(algorithm)
         except ValueError:
             raise InvalidKeyUri(
                 f"The kind of key is one of {', '.join(KeyAlgorithmName)}."
             ) from None
-        if not 0 < len(label) <= 64 or not label.isprintable():
-            raise InvalidKeyUri("A key's label has 1 to 64 printable characters.")
         key: SigningKey
-        if self._token is not None and self._module is not None:
-            made = await self._module.signer.run(
-                partial(self._token.generate, label, kind), timeout=_GENERATE_SECONDS
-            )
-            key = Pkcs11Key(self._token, self._module, made.uri, made.public_key, self._timeout)
-        else:
+        if isinstance(place, FileKeyUri):
             directory, signer = self._files()
-            file_uri, private = await signer.run(
-                partial(directory.generate, label, kind), timeout=_GENERATE_SECONDS
+            make_file = directory.find_or_generate if may_exist else directory.generate
+            private = await signer.run(partial(make_file, place, kind), timeout=_GENERATE_SECONDS)
+            key = FileKey(place, private, signer, directory.path / place.name, self._timeout)
+        else:
+            token, module = self._tokens()
+            make = token.find_or_generate if may_exist else token.generate
+            made = await module.signer.run(
+                partial(make, place.object or "", kind), timeout=_GENERATE_SECONDS
             )
-            key = FileKey(file_uri, private, signer, directory.path / file_uri.name, self._timeout)
+            key = Pkcs11Key(token, module, made.uri, made.public_key, self._timeout)
         await self._prove(key)
         return key
 
@@ -194,16 +229,20 @@ class KeyRing:
         private = await signer.run(partial(directory.load, uri, expected), timeout=_OPEN_SECONDS)
         return FileKey(uri, private, signer, directory.path / uri.name, self._timeout)
 
-    async def _open_token(self, uri: Pkcs11Uri, expected: PublicKey | None) -> Pkcs11Key:
+    def _tokens(self) -> tuple[Pkcs11Token, Pkcs11Module]:
         if self._token is None or self._module is None:
             raise KeyFault(
                 "This key is in a PKCS#11 token, and no token is configured.",
                 reason="KEYS_NOT_CONFIGURED",
             )
-        found, public_key = await self._module.signer.run(
-            partial(self._token.open_key, uri, expected), timeout=_OPEN_SECONDS
+        return self._token, self._module
+
+    async def _open_token(self, uri: Pkcs11Uri, expected: PublicKey | None) -> Pkcs11Key:
+        token, module = self._tokens()
+        found, public_key = await module.signer.run(
+            partial(token.open_key, uri, expected), timeout=_OPEN_SECONDS
         )
-        return Pkcs11Key(self._token, self._module, found, public_key, self._timeout)
+        return Pkcs11Key(token, module, found, public_key, self._timeout)
 
     async def _prove(self, key: SigningKey) -> None:
         algorithm = default_algorithm(key.public_key)

@@ -23,14 +23,13 @@ from meshmint_server.store.schema import issuers, revisions, roles
 
 __all__ = [
     "NameList",
-    "activate_issuer",
-    "add_issuer",
     "delete_role",
     "fetch_issuer",
     "fetch_issuers",
     "fetch_revision",
     "fetch_role",
     "fetch_roles",
+    "note_failure",
     "write_issuer",
     "write_role",
 ]
@@ -42,11 +41,13 @@ async def fetch_revision(connection: AsyncConnection, kind: str) -> int:
     return int(result.scalar_one())
 
 
-async def advance(connection: AsyncConnection, kind: str) -> None:
+async def advance(connection: AsyncConnection, kind: str, at: int | None = None) -> bool:
     # First in its transaction: the row's lock lines up everybody who changes this kind.
-    await connection.execute(
-        update(revisions).where(revisions.c.kind == kind).values(value=revisions.c.value + 1)
-    )
+    statement = update(revisions).where(revisions.c.kind == kind)
+    if at is not None:
+        statement = statement.where(revisions.c.value == at)
+    result = await connection.execute(statement.values(value=revisions.c.value + 1))
+    return result.rowcount > 0
 
 
 async def _upsert(connection: AsyncConnection, table: Table, values: dict[str, Any]) -> None:
@@ -88,30 +89,31 @@ async def fetch_roles(connection: AsyncConnection) -> tuple[int, tuple[RoleRow, 
     return revision, tuple(_role(row) for row in result)
 
 
-async def write_issuer(connection: AsyncConnection, row: IssuerRow) -> None:
-    """Creates or replaces an issuer."""
-    await advance(connection, "issuers")
-    await _upsert(connection, issuers, _issuer_values(row))
+async def write_issuer(
+    connection: AsyncConnection, row: IssuerRow, at_revision: int | None
+) -> bool:
+    """Creates or replaces an issuer; an active one retires the one that was active before it.
 
-
-async def add_issuer(connection: AsyncConnection, row: IssuerRow) -> bool:
-    """Creates an issuer; False, and nothing changed, if the name is taken."""
-    await advance(connection, "issuers")
-    if await fetch_issuer(connection, row.name) is not None:
+    Returns:
+        False, and nothing written, if the issuers are not at `at_revision` any more.
+    """
+    if not await advance(connection, "issuers", at_revision):
         return False
-    await connection.execute(insert(issuers).values(_issuer_values(row)))
+    if row.state is IssuerState.ACTIVE:
+        await connection.execute(
+            update(issuers)
+            .where(issuers.c.state == IssuerState.ACTIVE.value, issuers.c.name != row.name)
+            .values(state=IssuerState.RETIRED.value, retired_at=row.activated_at)
+        )
+    await _upsert(connection, issuers, _issuer_values(row))
     return True
 
 
-async def activate_issuer(connection: AsyncConnection, row: IssuerRow) -> None:
-    """Writes `row`, which is active, and retires the one that was active before it."""
-    await advance(connection, "issuers")
+async def note_failure(connection: AsyncConnection, name: str, failure: str | None) -> None:
+    """Writes down why the last step with an issuer failed. For people: no revision counts it."""
     await connection.execute(
-        update(issuers)
-        .where(issuers.c.state == IssuerState.ACTIVE.value, issuers.c.name != row.name)
-        .values(state=IssuerState.RETIRED.value, retired_at=row.activated_at)
+        update(issuers).where(issuers.c.name == name).values(last_failure=failure)
     )
-    await _upsert(connection, issuers, _issuer_values(row))
 
 
 async def fetch_issuer(connection: AsyncConnection, name: str) -> IssuerRow | None:
@@ -192,6 +194,7 @@ def _issuer_values(row: IssuerRow) -> dict[str, Any]:
         "retired_at": row.retired_at,
         "crl_shards": row.crl_shards,
         "crl_url": row.crl_url,
+        "last_failure": row.last_failure,
     }
 
 
@@ -210,4 +213,5 @@ def _issuer(row: Row[Any]) -> IssuerRow:
         retired_at=row.retired_at,
         crl_shards=row.crl_shards,
         crl_url=row.crl_url,
+        last_failure=row.last_failure,
     )

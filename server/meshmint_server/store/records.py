@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, bindparam, insert, literal, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, bindparam, func, insert, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meshmint_server.errors import InvalidRequest, Violation
@@ -34,7 +34,13 @@ from meshmint_server.store.schema import (
     to_microseconds,
 )
 
-__all__ = ["RecordList", "fetch_record", "insert_records", "normal_serial_number"]
+__all__ = [
+    "RecordList",
+    "fetch_latest_expiry",
+    "fetch_record",
+    "insert_records",
+    "normal_serial_number",
+]
 
 _INSERT = insert(records)
 # The database knows the sequence that it gave: the row is in its cache, and most
@@ -86,6 +92,15 @@ async def fetch_record(connection: AsyncConnection, serial_number: str) -> Recor
     )
     row = result.one_or_none()
     return None if row is None else _from_row(row, row.certificate)
+
+
+async def fetch_latest_expiry(connection: AsyncConnection, issuer: str) -> datetime | None:
+    """When the last of an issuer's certificates expires; from records_issuer, no row is read."""
+    result = await connection.execute(
+        select(func.max(records.c.not_after)).where(records.c.issuer == issuer)
+    )
+    found: datetime | None = result.scalar_one()
+    return found
 
 
 class RecordList:

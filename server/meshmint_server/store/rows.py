@@ -87,8 +87,8 @@ class IssuerRow:
     """One issuer.
 
     Attributes:
-        key_uri: Where the signing key is; path attributes only, never a PIN.
-        public_key: SubjectPublicKeyInfo, DER.
+        key_uri: Where the signing key is, or will be made; path attributes only, never a PIN.
+        public_key: SubjectPublicKeyInfo, DER; empty until the key has been made.
         certificate: DER; None while pending.
         chain: DER certificates above it, nearest first, root left out.
         roots: DER root certificates.
@@ -98,6 +98,7 @@ class IssuerRow:
         crl_shards: Into how many its CRL is split. For life: certificates name theirs.
         crl_url: Base URL in the distribution points of a CRL that is split, for the same
             reason; None where the configured one holds.
+        last_failure: Why the service's own last step with it failed; None if it did not.
     """
 
     name: str
@@ -113,6 +114,12 @@ class IssuerRow:
     retired_at: datetime | None = None
     crl_shards: int = 1
     crl_url: str | None = None
+    last_failure: str | None = None
+
+    @property
+    def has_key(self) -> bool:
+        """Whether its key has been made."""
+        return bool(self.public_key)
 
 
 @dataclass(frozen=True, slots=True)

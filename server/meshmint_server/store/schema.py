@@ -193,6 +193,7 @@ issuers = Table(
     Column("retired_at", Microseconds, nullable=True),
     Column("crl_shards", Integer, nullable=False, server_default="1"),
     Column("crl_url", _TEXT, nullable=True),
+    Column("last_failure", _TEXT, nullable=True),
 )
 # Two active issuers would be a question without an answer: the database says no.
 Index(

@@ -18,6 +18,7 @@ from meshmint_server.store.migrate import SchemaState, migrate, schema_state
 from meshmint_server.store.recorder import Observer, Recorder
 from meshmint_server.store.records import (
     RecordList,
+    fetch_latest_expiry,
     fetch_record,
     insert_records,
     normal_serial_number,
@@ -27,7 +28,6 @@ from meshmint_server.store.rows import (
     CrlRow,
     FederatedBundleRow,
     IssuerRow,
-    IssuerState,
     Page,
     RecordFilter,
     RecordRow,
@@ -162,6 +162,13 @@ class Store:
         """
         return await self.database.run(RecordList(chosen, page_size, page_token).fetch)
 
+    async def latest_expiry(self, issuer: str) -> datetime | None:
+        """When the last of the recorded certificates of an issuer expires; None without any.
+
+        Reads the issuer's part of an index from end to end: for rare questions.
+        """
+        return await self.database.run(lambda c: fetch_latest_expiry(c, issuer))
+
     # Roles
 
     async def put_role(self, row: RoleRow) -> None:
@@ -195,16 +202,23 @@ class Store:
 
     # Issuers
 
-    async def put_issuer(self, row: IssuerRow) -> None:
-        """Creates an issuer or replaces it; if it is active, the active one before retires."""
-        if row.state is IssuerState.ACTIVE:
-            await self._write(lambda connection: configured.activate_issuer(connection, row))
-        else:
-            await self._write(lambda connection: configured.write_issuer(connection, row))
+    async def put_issuer(self, row: IssuerRow, *, at_revision: int | None = None) -> bool:
+        """Creates an issuer or replaces it; if it is active, the active one before retires.
 
-    async def add_issuer(self, row: IssuerRow) -> bool:
-        """Creates an issuer; False, and nothing changed, if the name is taken."""
-        return await self._write(lambda connection: configured.add_issuer(connection, row))
+        Args:
+            row: The issuer.
+            at_revision: Writes only if no issuer has changed since, see `load_issuers`.
+
+        Returns:
+            False, and nothing changed, if some issuer has.
+        """
+        return await self._write(
+            lambda connection: configured.write_issuer(connection, row, at_revision)
+        )
+
+    async def note_issuer_failure(self, name: str, failure: str | None) -> None:
+        """Writes down why the last step with an issuer failed, for people; None: it did not."""
+        await self._write(lambda connection: configured.note_failure(connection, name, failure))
 
     async def get_issuer(self, name: str) -> IssuerRow | None:
         """One issuer."""

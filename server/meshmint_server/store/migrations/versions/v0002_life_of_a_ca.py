@@ -74,6 +74,7 @@ def upgrade() -> None:
         "issuers", sa.Column("crl_shards", sa.Integer, nullable=False, server_default="1")
     )
     op.add_column("issuers", sa.Column("crl_url", _TEXT, nullable=True))
+    op.add_column("issuers", sa.Column("last_failure", _TEXT, nullable=True))
     # Who knows since when: those of before count as published when they were made.
     op.execute("UPDATE issuers SET published_at = created_at WHERE certificate IS NOT NULL")
     op.execute("UPDATE issuers SET activated_at = created_at WHERE state = 'active'")
