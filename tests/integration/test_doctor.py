@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 from meshmint_server.cli.doctor.authenticators import check_authenticators
 from meshmint_server.cli.doctor.clocks import check_clocks
 from meshmint_server.cli.doctor.finding import Level
-from meshmint_server.cli.doctor.tls import check_tls
+from meshmint_server.cli.doctor.tls import check_bundle_endpoint, check_tls
 from meshmint_server.config import Config
 from support.service import ADMIN, Service, free_port, sign_intermediate
 
@@ -440,27 +440,36 @@ def test_a_key_set_that_holds_no_key_is_an_error(patient: Patient, content: str)
     assert [finding.subject for finding in bad] == ["authenticator cluster"]
 
 
-def use_tls_files(patient: Patient) -> Path:
+def use_tls_files(patient: Patient, section: str = "tls") -> Path:
+    """Has a listener show a certificate from files; returns its key's."""
     certificate, key = patient.directory / "tls.pem", patient.directory / "tls.key"
     patient.service.renew_tls_files()
     shutil.copy(patient.service.tls_certificate_file, certificate)
     shutil.copy(patient.service.tls_key_file, key)
     key.chmod(0o600)
-    patient.change_config(tls={"mode": "files", "certificate": str(certificate), "key": str(key)})
+    files = {"certificate": str(certificate), "key": str(key)}
+    if section == "tls":
+        patient.change_config(tls={"mode": "files", **files})
+    else:
+        listen = f"127.0.0.1:{free_port()}"
+        patient.change_config(bundle_endpoint={"listen": listen, "profile": "https_web", **files})
     return key
 
 
 def test_a_tls_pair_that_belongs_together_is_ok(patient: Patient) -> None:
     use_tls_files(patient)
+    use_tls_files(patient, "bundle_endpoint")
+    config, now = Config.load(patient.config_file), datetime.now(UTC)
 
-    found = [*check_tls(Config.load(patient.config_file).tls, datetime.now(UTC))]
+    for found in ([*check_tls(config.tls, now)],
+                  [*check_bundle_endpoint(config.bundle_endpoint, now)]):  # fmt: skip
+        assert [finding.level for finding in found] == [Level.OK]
+        assert "localhost" in found[0].message
 
-    assert [finding.level for finding in found] == [Level.OK]
-    assert "localhost" in found[0].message
 
-
-def test_a_tls_key_of_another_certificate_is_an_error(patient: Patient) -> None:
-    key = use_tls_files(patient)
+@pytest.mark.parametrize("section", ["tls", "bundle_endpoint"])
+def test_a_tls_key_of_another_certificate_is_an_error(patient: Patient, section: str) -> None:
+    key = use_tls_files(patient, section)
     key.write_bytes(
         ec.generate_private_key(ec.SECP256R1()).private_bytes(
             Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
@@ -469,8 +478,25 @@ def test_a_tls_key_of_another_certificate_is_an_error(patient: Patient) -> None:
 
     ((level, subject, message),) = patient.bad(1)
 
-    assert (level, subject) == ("error", "tls")
+    assert (level, subject) == ("error", section)
     assert "is not that of the first certificate" in message
+
+
+def test_a_bundle_endpoint_whose_key_is_gone_is_an_error(patient: Patient) -> None:
+    use_tls_files(patient, "bundle_endpoint").unlink()
+
+    ((level, subject, message),) = patient.bad(1)
+
+    assert (level, subject) == ("error", "bundle_endpoint")
+    assert "cannot be read: No such file" in message
+
+
+def test_a_bundle_endpoint_with_an_own_certificate_is_ok(patient: Patient) -> None:
+    patient.change_config(bundle_endpoint={"listen": f"127.0.0.1:{free_port()}"})
+
+    endpoint = Config.load(patient.config_file).bundle_endpoint
+    (found,) = check_bundle_endpoint(endpoint, datetime.now(UTC))
+    assert (found.level, found.subject) == (Level.OK, "bundle_endpoint")
 
 
 @pytest.mark.parametrize(

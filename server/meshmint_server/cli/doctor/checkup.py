@@ -20,7 +20,7 @@ from meshmint_server.cli.doctor.store import (
     missing_store,
     not_answering,
 )
-from meshmint_server.cli.doctor.tls import check_tls
+from meshmint_server.cli.doctor.tls import check_bundle_endpoint, check_tls
 from meshmint_server.config import Config
 from meshmint_server.errors import StoreUnavailable
 from meshmint_server.keys import InvalidKeyUri
@@ -59,7 +59,11 @@ async def examine(path: Path) -> AsyncIterator[Finding]:
     else:
         for finding in check_roles(contents.roles, config, contents.issuers):
             yield finding
-    for finding in (*check_admins(config), *check_tls(config.tls, now)):
+    for finding in (
+        *check_admins(config),
+        *check_tls(config.tls, now),
+        *check_bundle_endpoint(config.bundle_endpoint, now),
+    ):
         yield finding
 
 
