@@ -19,6 +19,11 @@ def test_only_admins_may_administer(service: Service) -> None:
         (service.admin.DeleteRole, admin_pb.DeleteRoleRequest(name="x")),
         (service.admin.ListIssuers, admin_pb.ListIssuersRequest()),
         (service.admin.GetIssuer, admin_pb.GetIssuerRequest(name="x")),
+        (service.admin.GetRotation, admin_pb.GetRotationRequest()),
+        (service.admin.PrepareIssuer, admin_pb.PrepareIssuerRequest()),
+        (service.admin.ImportIssuer, admin_pb.ImportIssuerRequest()),
+        (service.admin.ActivateIssuer, admin_pb.ActivateIssuerRequest()),
+        (service.admin.RemoveIssuer, admin_pb.RemoveIssuerRequest(name="issuer-1")),
         (service.admin.ListRecords, admin_pb.ListRecordsRequest()),
         (service.admin.GetRecord, admin_pb.GetRecordRequest(serial_number="1")),
     ]

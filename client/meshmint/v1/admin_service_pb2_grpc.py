@@ -68,6 +68,31 @@ class AdminServiceStub:
                 request_serializer=meshmint_dot_v1_dot_admin__service__pb2.GetIssuerRequest.SerializeToString,
                 response_deserializer=meshmint_dot_v1_dot_admin__service__pb2.Issuer.FromString,
                 _registered_method=True)
+        self.GetRotation = channel.unary_unary(
+                '/meshmint.v1.AdminService/GetRotation',
+                request_serializer=meshmint_dot_v1_dot_admin__service__pb2.GetRotationRequest.SerializeToString,
+                response_deserializer=meshmint_dot_v1_dot_admin__service__pb2.Rotation.FromString,
+                _registered_method=True)
+        self.PrepareIssuer = channel.unary_unary(
+                '/meshmint.v1.AdminService/PrepareIssuer',
+                request_serializer=meshmint_dot_v1_dot_admin__service__pb2.PrepareIssuerRequest.SerializeToString,
+                response_deserializer=meshmint_dot_v1_dot_admin__service__pb2.PrepareIssuerResponse.FromString,
+                _registered_method=True)
+        self.ImportIssuer = channel.unary_unary(
+                '/meshmint.v1.AdminService/ImportIssuer',
+                request_serializer=meshmint_dot_v1_dot_admin__service__pb2.ImportIssuerRequest.SerializeToString,
+                response_deserializer=meshmint_dot_v1_dot_admin__service__pb2.Issuer.FromString,
+                _registered_method=True)
+        self.ActivateIssuer = channel.unary_unary(
+                '/meshmint.v1.AdminService/ActivateIssuer',
+                request_serializer=meshmint_dot_v1_dot_admin__service__pb2.ActivateIssuerRequest.SerializeToString,
+                response_deserializer=meshmint_dot_v1_dot_admin__service__pb2.Issuer.FromString,
+                _registered_method=True)
+        self.RemoveIssuer = channel.unary_unary(
+                '/meshmint.v1.AdminService/RemoveIssuer',
+                request_serializer=meshmint_dot_v1_dot_admin__service__pb2.RemoveIssuerRequest.SerializeToString,
+                response_deserializer=meshmint_dot_v1_dot_admin__service__pb2.Issuer.FromString,
+                _registered_method=True)
         self.ListRecords = channel.unary_unary(
                 '/meshmint.v1.AdminService/ListRecords',
                 request_serializer=meshmint_dot_v1_dot_admin__service__pb2.ListRecordsRequest.SerializeToString,
@@ -128,6 +153,46 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRotation(self, request, context):
+        """Says how far the rotation of the issuer is, and what it waits for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PrepareIssuer(self, request, context):
+        """Makes an issuer that waits for its certificate: a key where keys are made,
+        and a CSR. Called again for an issuer that still waits, it makes no other
+        key and returns a CSR for the same one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportIssuer(self, request, context):
+        """Takes the certificate that was made from an issuer's CSR, with those above
+        it and the root. The issuer is then published as the next one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActivateIssuer(self, request, context):
+        """Has the next issuer sign from now on; the active one retires.
+        FAILED_PRECONDITION before its roots were published long enough.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveIssuer(self, request, context):
+        """Stops publishing an issuer: one that retired, or one that was never used.
+        FAILED_PRECONDITION while certificates live that chain to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListRecords(self, request, context):
         """Lists the records of issued certificates, newest first.
         """
@@ -173,6 +238,31 @@ def add_AdminServiceServicer_to_server(servicer, server):
             'GetIssuer': grpc.unary_unary_rpc_method_handler(
                     servicer.GetIssuer,
                     request_deserializer=meshmint_dot_v1_dot_admin__service__pb2.GetIssuerRequest.FromString,
+                    response_serializer=meshmint_dot_v1_dot_admin__service__pb2.Issuer.SerializeToString,
+            ),
+            'GetRotation': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRotation,
+                    request_deserializer=meshmint_dot_v1_dot_admin__service__pb2.GetRotationRequest.FromString,
+                    response_serializer=meshmint_dot_v1_dot_admin__service__pb2.Rotation.SerializeToString,
+            ),
+            'PrepareIssuer': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareIssuer,
+                    request_deserializer=meshmint_dot_v1_dot_admin__service__pb2.PrepareIssuerRequest.FromString,
+                    response_serializer=meshmint_dot_v1_dot_admin__service__pb2.PrepareIssuerResponse.SerializeToString,
+            ),
+            'ImportIssuer': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportIssuer,
+                    request_deserializer=meshmint_dot_v1_dot_admin__service__pb2.ImportIssuerRequest.FromString,
+                    response_serializer=meshmint_dot_v1_dot_admin__service__pb2.Issuer.SerializeToString,
+            ),
+            'ActivateIssuer': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateIssuer,
+                    request_deserializer=meshmint_dot_v1_dot_admin__service__pb2.ActivateIssuerRequest.FromString,
+                    response_serializer=meshmint_dot_v1_dot_admin__service__pb2.Issuer.SerializeToString,
+            ),
+            'RemoveIssuer': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveIssuer,
+                    request_deserializer=meshmint_dot_v1_dot_admin__service__pb2.RemoveIssuerRequest.FromString,
                     response_serializer=meshmint_dot_v1_dot_admin__service__pb2.Issuer.SerializeToString,
             ),
             'ListRecords': grpc.unary_unary_rpc_method_handler(
@@ -349,6 +439,141 @@ class AdminService:
             target,
             '/meshmint.v1.AdminService/GetIssuer',
             meshmint_dot_v1_dot_admin__service__pb2.GetIssuerRequest.SerializeToString,
+            meshmint_dot_v1_dot_admin__service__pb2.Issuer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRotation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshmint.v1.AdminService/GetRotation',
+            meshmint_dot_v1_dot_admin__service__pb2.GetRotationRequest.SerializeToString,
+            meshmint_dot_v1_dot_admin__service__pb2.Rotation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareIssuer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshmint.v1.AdminService/PrepareIssuer',
+            meshmint_dot_v1_dot_admin__service__pb2.PrepareIssuerRequest.SerializeToString,
+            meshmint_dot_v1_dot_admin__service__pb2.PrepareIssuerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportIssuer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshmint.v1.AdminService/ImportIssuer',
+            meshmint_dot_v1_dot_admin__service__pb2.ImportIssuerRequest.SerializeToString,
+            meshmint_dot_v1_dot_admin__service__pb2.Issuer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivateIssuer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshmint.v1.AdminService/ActivateIssuer',
+            meshmint_dot_v1_dot_admin__service__pb2.ActivateIssuerRequest.SerializeToString,
+            meshmint_dot_v1_dot_admin__service__pb2.Issuer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveIssuer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshmint.v1.AdminService/RemoveIssuer',
+            meshmint_dot_v1_dot_admin__service__pb2.RemoveIssuerRequest.SerializeToString,
             meshmint_dot_v1_dot_admin__service__pb2.Issuer.FromString,
             options,
             channel_credentials,

@@ -51,6 +51,25 @@ class AdminServiceStub:
     """Lists issuers by name."""
     GetIssuer: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetIssuerRequest, _admin_service_pb2.Issuer]
     """Returns one issuer."""
+    GetRotation: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetRotationRequest, _admin_service_pb2.Rotation]
+    """Says how far the rotation of the issuer is, and what it waits for."""
+    PrepareIssuer: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.PrepareIssuerRequest, _admin_service_pb2.PrepareIssuerResponse]
+    """Makes an issuer that waits for its certificate: a key where keys are made,
+    and a CSR. Called again for an issuer that still waits, it makes no other
+    key and returns a CSR for the same one.
+    """
+    ImportIssuer: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ImportIssuerRequest, _admin_service_pb2.Issuer]
+    """Takes the certificate that was made from an issuer's CSR, with those above
+    it and the root. The issuer is then published as the next one.
+    """
+    ActivateIssuer: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ActivateIssuerRequest, _admin_service_pb2.Issuer]
+    """Has the next issuer sign from now on; the active one retires.
+    FAILED_PRECONDITION before its roots were published long enough.
+    """
+    RemoveIssuer: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RemoveIssuerRequest, _admin_service_pb2.Issuer]
+    """Stops publishing an issuer: one that retired, or one that was never used.
+    FAILED_PRECONDITION while certificates live that chain to it.
+    """
     ListRecords: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListRecordsRequest, _admin_service_pb2.ListRecordsResponse]
     """Lists the records of issued certificates, newest first."""
     GetRecord: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetRecordRequest, _admin_service_pb2.Record]
@@ -77,6 +96,25 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Lists issuers by name."""
     GetIssuer: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetIssuerRequest, _admin_service_pb2.Issuer]  # type: ignore[assignment]
     """Returns one issuer."""
+    GetRotation: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetRotationRequest, _admin_service_pb2.Rotation]  # type: ignore[assignment]
+    """Says how far the rotation of the issuer is, and what it waits for."""
+    PrepareIssuer: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.PrepareIssuerRequest, _admin_service_pb2.PrepareIssuerResponse]  # type: ignore[assignment]
+    """Makes an issuer that waits for its certificate: a key where keys are made,
+    and a CSR. Called again for an issuer that still waits, it makes no other
+    key and returns a CSR for the same one.
+    """
+    ImportIssuer: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ImportIssuerRequest, _admin_service_pb2.Issuer]  # type: ignore[assignment]
+    """Takes the certificate that was made from an issuer's CSR, with those above
+    it and the root. The issuer is then published as the next one.
+    """
+    ActivateIssuer: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ActivateIssuerRequest, _admin_service_pb2.Issuer]  # type: ignore[assignment]
+    """Has the next issuer sign from now on; the active one retires.
+    FAILED_PRECONDITION before its roots were published long enough.
+    """
+    RemoveIssuer: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RemoveIssuerRequest, _admin_service_pb2.Issuer]  # type: ignore[assignment]
+    """Stops publishing an issuer: one that retired, or one that was never used.
+    FAILED_PRECONDITION while certificates live that chain to it.
+    """
     ListRecords: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListRecordsRequest, _admin_service_pb2.ListRecordsResponse]  # type: ignore[assignment]
     """Lists the records of issued certificates, newest first."""
     GetRecord: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetRecordRequest, _admin_service_pb2.Record]  # type: ignore[assignment]
@@ -136,6 +174,55 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.Issuer, _abc.Awaitable[_admin_service_pb2.Issuer]]:
         """Returns one issuer."""
+
+    @_abc_1.abstractmethod
+    def GetRotation(
+        self,
+        request: _admin_service_pb2.GetRotationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.Rotation, _abc.Awaitable[_admin_service_pb2.Rotation]]:
+        """Says how far the rotation of the issuer is, and what it waits for."""
+
+    @_abc_1.abstractmethod
+    def PrepareIssuer(
+        self,
+        request: _admin_service_pb2.PrepareIssuerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.PrepareIssuerResponse, _abc.Awaitable[_admin_service_pb2.PrepareIssuerResponse]]:
+        """Makes an issuer that waits for its certificate: a key where keys are made,
+        and a CSR. Called again for an issuer that still waits, it makes no other
+        key and returns a CSR for the same one.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportIssuer(
+        self,
+        request: _admin_service_pb2.ImportIssuerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.Issuer, _abc.Awaitable[_admin_service_pb2.Issuer]]:
+        """Takes the certificate that was made from an issuer's CSR, with those above
+        it and the root. The issuer is then published as the next one.
+        """
+
+    @_abc_1.abstractmethod
+    def ActivateIssuer(
+        self,
+        request: _admin_service_pb2.ActivateIssuerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.Issuer, _abc.Awaitable[_admin_service_pb2.Issuer]]:
+        """Has the next issuer sign from now on; the active one retires.
+        FAILED_PRECONDITION before its roots were published long enough.
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveIssuer(
+        self,
+        request: _admin_service_pb2.RemoveIssuerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.Issuer, _abc.Awaitable[_admin_service_pb2.Issuer]]:
+        """Stops publishing an issuer: one that retired, or one that was never used.
+        FAILED_PRECONDITION while certificates live that chain to it.
+        """
 
     @_abc_1.abstractmethod
     def ListRecords(

@@ -19,6 +19,7 @@ from meshmint_server import telemetry
 from meshmint_server.app.background import background, beat, end_when_stuck
 from meshmint_server.app.openers import open_keyring, open_store
 from meshmint_server.app.own_certificate import BundleEndpoint, grpc_credentials
+from meshmint_server.app.succession import build_succession
 from meshmint_server.app.upkeep import Duty, Upkeep
 from meshmint_server.audit import AuditLog, configure_logging
 from meshmint_server.authn import Authenticators
@@ -30,6 +31,7 @@ from meshmint_server.http_api import bind, build_http_api, serve_http
 from meshmint_server.issuance import (
     Administration,
     Administrators,
+    IssuerAdministration,
     Mint,
     ReadinessProbe,
     Revoker,
@@ -116,6 +118,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
             trust_domain=config.trust_domain,
             audit=audit,
         )
+        succession = build_succession(config, store, keyring)
         edge = Edge(authenticators, audit, config.request_time_limit.total_seconds())
         listener = GrpcListener(
             CertificateService(
@@ -126,7 +129,13 @@ async def _serve(config: Config, pipe: Connection) -> None:
                 bundles=bundles,
                 trust_domain=config.trust_domain,
             ),
-            AdminService(edge, administration),
+            AdminService(
+                edge,
+                administration,
+                IssuerAdministration(
+                    admins=admins, succession=succession, issuers=issuers, audit=audit
+                ),
+            ),
         )
 
         await roles.refresh()

@@ -1,4 +1,4 @@
-"""`meshmint.v1.AdminService`: translates, calls `Administration`, translates back."""
+"""`meshmint.v1.AdminService`: translates, calls who administers it, translates back."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from meshmint.v1 import admin_service_pb2 as pb
 from meshmint.v1 import role_pb2
 from meshmint.v1.admin_service_pb2_grpc import AdminServiceServicer
 
-from meshmint_server.grpc_api import translate
+from meshmint_server.grpc_api import issuer_messages, translate
 from meshmint_server.grpc_api.edge import Call, Edge, rpc
-from meshmint_server.issuance import Administration, RoleChange
+from meshmint_server.issuance import Administration, IssuerAdministration, RoleChange
 
 __all__ = ["AdminService"]
 
@@ -23,9 +23,12 @@ _CHANGES = {
 class AdminService(AdminServiceServicer):
     """Roles, issuers and records, for operators."""
 
-    def __init__(self, edge: Edge, administration: Administration) -> None:
+    def __init__(
+        self, edge: Edge, administration: Administration, issuers: IssuerAdministration
+    ) -> None:
         self.edge = edge
         self._administration = administration
+        self._issuers = issuers
 
     @rpc("AdminService/PutRole")
     async def PutRole(self, request: pb.PutRoleRequest, call: Call) -> pb.PutRoleResponse:  # noqa: N802
@@ -81,16 +84,75 @@ class AdminService(AdminServiceServicer):
             await call.authenticate(), call.origin, request.page_size, request.page_token
         )
         return pb.ListIssuersResponse(
-            issuers=map(translate.issuer_message, page.items),
+            issuers=map(issuer_messages.issuer_message, page.items),
             next_page_token=page.next_page_token,
         )
 
     @rpc("AdminService/GetIssuer")
     async def GetIssuer(self, request: pb.GetIssuerRequest, call: Call) -> pb.Issuer:  # noqa: N802
         """One issuer."""
-        return translate.issuer_message(
+        return issuer_messages.issuer_message(
             await self._administration.get_issuer(
                 await call.authenticate(), call.origin, request.name
+            )
+        )
+
+    @rpc("AdminService/GetRotation")
+    async def GetRotation(  # noqa: N802
+        self, request: pb.GetRotationRequest, call: Call
+    ) -> pb.Rotation:
+        """How far the rotation is."""
+        return issuer_messages.rotation_message(
+            await self._issuers.rotation(await call.authenticate(), call.origin)
+        )
+
+    @rpc("AdminService/PrepareIssuer")
+    async def PrepareIssuer(  # noqa: N802
+        self, request: pb.PrepareIssuerRequest, call: Call
+    ) -> pb.PrepareIssuerResponse:
+        """Makes an issuer that waits for its certificate."""
+        row, csr = await self._issuers.prepare(
+            await call.authenticate(),
+            call.origin,
+            name=request.name or None,
+            algorithm=request.algorithm or None,
+            common_name=request.common_name or None,
+        )
+        return pb.PrepareIssuerResponse(issuer=issuer_messages.issuer_message(row), csr=csr)
+
+    @rpc("AdminService/ImportIssuer")
+    async def ImportIssuer(self, request: pb.ImportIssuerRequest, call: Call) -> pb.Issuer:  # noqa: N802
+        """Takes the certificate of an issuer."""
+        return issuer_messages.issuer_message(
+            await self._issuers.import_(
+                await call.authenticate(),
+                call.origin,
+                name=request.name or None,
+                certificates=request.certificates.encode(),
+            )
+        )
+
+    @rpc("AdminService/ActivateIssuer")
+    async def ActivateIssuer(self, request: pb.ActivateIssuerRequest, call: Call) -> pb.Issuer:  # noqa: N802
+        """Has an issuer sign."""
+        return issuer_messages.issuer_message(
+            await self._issuers.activate(
+                await call.authenticate(),
+                call.origin,
+                name=request.name or None,
+                at_once=request.at_once,
+            )
+        )
+
+    @rpc("AdminService/RemoveIssuer")
+    async def RemoveIssuer(self, request: pb.RemoveIssuerRequest, call: Call) -> pb.Issuer:  # noqa: N802
+        """Stops publishing an issuer."""
+        return issuer_messages.issuer_message(
+            await self._issuers.remove(
+                await call.authenticate(),
+                call.origin,
+                name=request.name,
+                at_once=request.at_once,
             )
         )
 

@@ -34,11 +34,11 @@ from meshmint_server.policy import (
     parse_csr,
     parse_csr_der,
 )
-from meshmint_server.store import IssuerRow, IssuerState, RecordFilter, normal_serial_number
+from meshmint_server.store import RecordFilter, normal_serial_number
 
 __all__ = [
     "issue_request",
-    "issuer_message",
+    "pem_of",
     "record_filter",
     "record_message",
     "revocation_request",
@@ -57,14 +57,6 @@ _KEY_ALGORITHMS = {
     pb.KEY_ALGORITHM_RSA_3072: KeyAlgorithm.RSA_3072,
     pb.KEY_ALGORITHM_RSA_4096: KeyAlgorithm.RSA_4096,
     pb.KEY_ALGORITHM_ED25519: KeyAlgorithm.ED25519,
-}
-
-_ISSUER_STATES = {
-    IssuerState.PENDING: admin_service_pb2.ISSUER_STATE_PENDING,
-    IssuerState.NEXT: admin_service_pb2.ISSUER_STATE_NEXT,
-    IssuerState.ACTIVE: admin_service_pb2.ISSUER_STATE_ACTIVE,
-    IssuerState.RETIRED: admin_service_pb2.ISSUER_STATE_RETIRED,
-    IssuerState.GONE: admin_service_pb2.ISSUER_STATE_GONE,
 }
 
 # More than any certificate holds: policy refuses so many, and need not be handed millions.
@@ -233,29 +225,12 @@ def role_message(role: Role) -> role_pb2.Role:
     return message
 
 
-def issuer_message(row: IssuerRow) -> admin_service_pb2.Issuer:
-    """An issuer, without anything secret: a row holds nothing that is."""
-    message = admin_service_pb2.Issuer(
-        name=row.name, state=_ISSUER_STATES[row.state], key_uri=row.key_uri
-    )
-    if row.certificate is not None:
-        certificate = x509.load_der_x509_certificate(row.certificate)
-        message.certificate = _pem(row.certificate)
-        message.subject = certificate.subject.rfc4514_string()
-        message.serial_number = f"{certificate.serial_number:x}"
-        message.not_before.FromDatetime(certificate.not_valid_before_utc)
-        message.not_after.FromDatetime(certificate.not_valid_after_utc)
-    message.chain.extend(map(_pem, row.chain))
-    message.trust_bundle.extend(map(_pem, row.roots))
-    return message
-
-
 def record_message(known: KnownCertificate) -> admin_service_pb2.Record:
     """A record; the certificate only where the row has it."""
     row = known.record
     message = admin_service_pb2.Record(
         serial_number=row.serial_number,
-        certificate=_pem(row.certificate) if row.certificate else "",
+        certificate=pem_of(row.certificate) if row.certificate else "",
         issuer=row.issuer,
         role=row.role,
         authenticator=row.authenticator,
@@ -290,6 +265,7 @@ def record_filter(message: admin_service_pb2.RecordFilter) -> RecordFilter:
     )
 
 
-def _pem(der: bytes) -> str:
+def pem_of(der: bytes) -> str:
+    """A certificate in PEM."""
     certificate = x509.load_der_x509_certificate(der)
     return certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")

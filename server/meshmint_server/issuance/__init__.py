@@ -8,6 +8,7 @@ from meshmint_server.issuance.administration import (
     put_role,
 )
 from meshmint_server.issuance.administrators import Administrators
+from meshmint_server.issuance.issuer_administration import IssuerAdministration
 from meshmint_server.issuance.mint import Deadline, Issued, Mint
 from meshmint_server.issuance.presented import read_certificate
 from meshmint_server.issuance.readiness import Readiness, ReadinessProbe
@@ -22,6 +23,7 @@ __all__ = [
     "Administrators",
     "Deadline",
     "Issued",
+    "IssuerAdministration",
     "KnownCertificate",
     "Mint",
     "PutRole",

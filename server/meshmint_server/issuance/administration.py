@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from meshmint_server.audit import AuditLog, Origin
-from meshmint_server.errors import InvalidRole, MeshmintError, NotFound, PermissionDenied
-from meshmint_server.issuance.administrators import Administrators
+from meshmint_server.errors import InvalidRole, MeshmintError, NotFound
+from meshmint_server.issuance.administrators import AdminGate, Administrators
 from meshmint_server.issuance.roles import RoleBook, parse_stored_role
 from meshmint_server.policy import Caller, Role
 from meshmint_server.spiffe import TrustDomain
@@ -92,32 +92,10 @@ class Administration:
         trust_domain: TrustDomain,
         audit: AuditLog,
     ) -> None:
-        self._admins = admins
+        self._gate = AdminGate(admins, audit)
         self._store = store
         self._roles = roles
         self._trust_domain = trust_domain
-        self._audit = audit
-
-    def _require_admin(self, caller: Caller, origin: Origin) -> None:
-        if self._admins.include(caller):
-            return
-        error = PermissionDenied(
-            "This caller is not an administrator. The server's configuration lists them "
-            "under 'admins'.",
-            reason="NOT_AN_ADMIN",
-        )
-        self._refused(caller, origin, error)
-        raise error
-
-    def _refused(self, caller: Caller, origin: Origin, error: MeshmintError) -> None:
-        self._audit.refused(
-            origin, error, caller=caller.subject, authenticator=caller.authenticator
-        )
-
-    def _changed(self, caller: Caller, origin: Origin, change: str) -> None:
-        self._audit.administered(
-            origin, caller=caller.subject, authenticator=caller.authenticator, change=change
-        )
 
     async def put_role(
         self,
@@ -139,23 +117,23 @@ class Administration:
         Raises:
             InvalidRole: It can never work; carries every violation.
         """
-        self._require_admin(caller, origin)
+        self._gate.require_admin(caller, origin)
         try:
             role = Role.from_document(read())
         except MeshmintError as error:
-            self._refused(caller, origin, error)
+            self._gate.refused(caller, origin, error)
             raise
         outcome = await put_role(
             self._store, role, trust_domain=self._trust_domain, validate_only=validate_only
         )
         if outcome.change is not RoleChange.UNCHANGED and not validate_only:
-            self._changed(caller, origin, f"role {role.name} {outcome.change.value}")
+            self._gate.changed(caller, origin, f"role {role.name} {outcome.change.value}")
             await self._roles.refresh()
         return outcome
 
     async def get_role(self, caller: Caller, origin: Origin, name: str) -> Role:
         """One role, as it is stored."""
-        self._require_admin(caller, origin)
+        self._gate.require_admin(caller, origin)
         row = await self._store.get_role(name)
         if row is None:
             raise NotFound(f"There is no role {name!r}. ListRoles lists them.")
@@ -165,7 +143,7 @@ class Administration:
         self, caller: Caller, origin: Origin, page_size: int, page_token: str
     ) -> Page[Role]:
         """A page of roles by name."""
-        self._require_admin(caller, origin)
+        self._gate.require_admin(caller, origin)
         page = await self._store.list_roles(page_size, page_token)
         # One that this version cannot read must not hide the others; RoleBook says which.
         roles = [parsed[1] for parsed in map(parse_stored_role, page.items) if parsed is not None]
@@ -175,16 +153,16 @@ class Administration:
         self, caller: Caller, origin: Origin, name: str, *, allow_missing: bool
     ) -> None:
         """Deletes a role."""
-        self._require_admin(caller, origin)
+        self._gate.require_admin(caller, origin)
         if await self._store.delete_role(name):
-            self._changed(caller, origin, f"role {name} deleted")
+            self._gate.changed(caller, origin, f"role {name} deleted")
             await self._roles.refresh()
         elif not allow_missing:
             raise NotFound(f"There is no role {name!r}. ListRoles lists them.")
 
     async def get_issuer(self, caller: Caller, origin: Origin, name: str) -> IssuerRow:
         """One issuer."""
-        self._require_admin(caller, origin)
+        self._gate.require_admin(caller, origin)
         row = await self._store.get_issuer(name)
         if row is None:
             raise NotFound(f"There is no issuer {name!r}. ListIssuers lists them.")
@@ -194,14 +172,14 @@ class Administration:
         self, caller: Caller, origin: Origin, page_size: int, page_token: str
     ) -> Page[IssuerRow]:
         """A page of issuers by name."""
-        self._require_admin(caller, origin)
+        self._gate.require_admin(caller, origin)
         return await self._store.list_issuers(page_size, page_token)
 
     async def get_record(
         self, caller: Caller, origin: Origin, serial_number: str
     ) -> KnownCertificate:
         """The record of one certificate."""
-        self._require_admin(caller, origin)
+        self._gate.require_admin(caller, origin)
         row = await self._store.get_record(serial_number)
         if row is None:
             raise NotFound(
@@ -219,7 +197,7 @@ class Administration:
         page_token: str,
     ) -> Page[KnownCertificate]:
         """A page of records, newest first."""
-        self._require_admin(caller, origin)
+        self._gate.require_admin(caller, origin)
         page = await self._store.list_records(record_filter, page_size, page_token)
         revoked = await self._store.revocations_of([row.serial_number for row in page.items])
         items = (KnownCertificate(row, revoked.get(row.serial_number)) for row in page.items)
