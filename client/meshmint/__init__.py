@@ -48,8 +48,16 @@ if TYPE_CHECKING:
     )
     from meshmint.keys import KeyAlgorithm, PrivateKey, generate_key, make_csr, private_key_pem
     from meshmint.requests import CertificateOptions, CsrSource
-    from meshmint.results import Chain, IssuedCertificate, SignedCertificate, Svid, TrustBundle
+    from meshmint.results import (
+        Chain,
+        IssuedCertificate,
+        Revocation,
+        SignedCertificate,
+        Svid,
+        TrustBundle,
+    )
     from meshmint.retry import RetryPolicy
+    from meshmint.revocation import CertificateSource, RevocationReason
     from meshmint.tls import ClientCertificate, PemSource
     from meshmint.tokens import TokenFile, TokenSource
 
@@ -59,6 +67,7 @@ __all__ = [
     "AsyncAdminClient",
     "AsyncClient",
     "CertificateOptions",
+    "CertificateSource",
     "Chain",
     "Client",
     "ClientCertificate",
@@ -82,6 +91,8 @@ __all__ = [
     "RecordFilter",
     "ResourceExhausted",
     "RetryPolicy",
+    "Revocation",
+    "RevocationReason",
     "SignedCertificate",
     "Svid",
     "TokenFile",
@@ -144,11 +155,16 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "results": (
         "Chain",
         "IssuedCertificate",
+        "Revocation",
         "SignedCertificate",
         "Svid",
         "TrustBundle",
     ),
     "retry": ("RetryPolicy",),
+    "revocation": (
+        "CertificateSource",
+        "RevocationReason",
+    ),
     "tls": (
         "ClientCertificate",
         "PemSource",

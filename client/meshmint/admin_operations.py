@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from meshmint.operations import Operation, moment
 from meshmint.requests import timestamp
+from meshmint.revocation import RevocationReason, reason_of
 from meshmint.roles import RoleDocument, role_document, role_message
 from meshmint.v1 import admin_service_pb2 as pb
 from meshmint.v1 import role_pb2
@@ -102,6 +103,8 @@ class Record:
         not_after: End of the validity, UTC.
         create_time: When it was recorded, UTC.
         request_id: Id of the RPC, as it stands in the log.
+        revocation_time: Since when it is revoked, UTC; None if it is not.
+        revocation_reason: Why it is revoked; None if it is not.
     """
 
     serial_number: str
@@ -117,6 +120,8 @@ class Record:
     not_after: datetime
     create_time: datetime
     request_id: str
+    revocation_time: datetime | None
+    revocation_reason: RevocationReason | None
 
 
 class RecordFilter(TypedDict, total=False):
@@ -246,6 +251,7 @@ def _issuer(answer: pb.Issuer) -> Issuer:
 
 
 def _record(answer: pb.Record) -> Record:
+    revocation = answer.revocation if answer.HasField("revocation") else None
     return Record(
         serial_number=answer.serial_number,
         certificate_pem=answer.certificate,
@@ -260,4 +266,6 @@ def _record(answer: pb.Record) -> Record:
         not_after=moment(answer.not_after),
         create_time=moment(answer.create_time),
         request_id=answer.request_id,
+        revocation_time=None if revocation is None else moment(revocation.revocation_time),
+        revocation_reason=None if revocation is None else reason_of(revocation.reason),
     )

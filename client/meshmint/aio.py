@@ -10,10 +10,18 @@ from typing import ParamSpec, Self, TypeVar, Unpack
 
 from meshmint import operations
 from meshmint.calls import AsyncCalls, Settings
-from meshmint.keys import KeyAlgorithm
+from meshmint.keys import KeyAlgorithm, PrivateKey
 from meshmint.requests import CertificateOptions, CsrSource
-from meshmint.results import Chain, IssuedCertificate, SignedCertificate, Svid, TrustBundle
+from meshmint.results import (
+    Chain,
+    IssuedCertificate,
+    Revocation,
+    SignedCertificate,
+    Svid,
+    TrustBundle,
+)
 from meshmint.retry import RetryPolicy
+from meshmint.revocation import CertificateSource, RevocationReason
 from meshmint.tls import ClientCertificate, PemSource
 from meshmint.tokens import TokenSource
 
@@ -170,6 +178,35 @@ class AsyncClient:
             MeshmintError: See meshmint.errors for what each subclass means.
         """
         return await self._calls.run(operations.issue(role, key_algorithm, options))
+
+    async def revoke(
+        self,
+        serial_number: str | None = None,
+        *,
+        certificate: CertificateSource | None = None,
+        reason: RevocationReason = "unspecified",
+        private_key: PrivateKey | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - covers retries, goes to the server
+    ) -> Revocation:
+        """Revokes a certificate for good; one that is revoked already stays as it is.
+
+        Allowed to administrators, to the caller that it was issued to, and to whoever has
+        its private key.
+
+        Args:
+            serial_number: Hexadecimal, for a certificate that is on record.
+            certificate: The certificate itself, instead; needed for roles with no_store.
+            reason: Why.
+            private_key: The certificate's private key, which proves here that it is at
+                hand: no credential is sent, and the key never is.
+            timeout: Seconds for this call in place of the client's time-out.
+
+        Raises:
+            MeshmintError: See meshmint.errors for what each subclass means.
+        """
+        return await self._calls.run(
+            operations.revoke(serial_number, certificate, reason, private_key, timeout)
+        )
 
     async def get_chain(
         self,

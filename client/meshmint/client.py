@@ -9,10 +9,18 @@ from typing import Self, Unpack
 
 from meshmint import operations
 from meshmint.calls import Calls, Settings
-from meshmint.keys import KeyAlgorithm
+from meshmint.keys import KeyAlgorithm, PrivateKey
 from meshmint.requests import CertificateOptions, CsrSource
-from meshmint.results import Chain, IssuedCertificate, SignedCertificate, Svid, TrustBundle
+from meshmint.results import (
+    Chain,
+    IssuedCertificate,
+    Revocation,
+    SignedCertificate,
+    Svid,
+    TrustBundle,
+)
 from meshmint.retry import RetryPolicy
+from meshmint.revocation import CertificateSource, RevocationReason
 from meshmint.tls import ClientCertificate, PemSource
 from meshmint.tokens import TokenSource
 
@@ -50,8 +58,8 @@ class Client:
         Args:
             target: ``host:port``, ``unix:/path`` or another gRPC target.
             token: The credential: the token itself, a TokenFile or path that is
-                read again at every attempt, or a function. Only GetChain
-                and watch_trust_bundle do without.
+                read again at every attempt, or a function. Only GetChain,
+                watch_trust_bundle and revoke with a private key do without.
             root_certificates: Roots that the server's certificate must chain to,
                 PEM or the path of a file; None: the system's.
             insecure: Without TLS; only for a loopback address or a unix socket.
@@ -163,6 +171,35 @@ class Client:
             MeshmintError: See meshmint.errors for what each subclass means.
         """
         return self._calls.run(operations.issue(role, key_algorithm, options))
+
+    def revoke(
+        self,
+        serial_number: str | None = None,
+        *,
+        certificate: CertificateSource | None = None,
+        reason: RevocationReason = "unspecified",
+        private_key: PrivateKey | None = None,
+        timeout: float | None = None,
+    ) -> Revocation:
+        """Revokes a certificate for good; one that is revoked already stays as it is.
+
+        Allowed to administrators, to the caller that it was issued to, and to whoever has
+        its private key.
+
+        Args:
+            serial_number: Hexadecimal, for a certificate that is on record.
+            certificate: The certificate itself, instead; needed for roles with no_store.
+            reason: Why.
+            private_key: The certificate's private key, which proves here that it is at
+                hand: no credential is sent, and the key never is.
+            timeout: Seconds for this call in place of the client's time-out.
+
+        Raises:
+            MeshmintError: See meshmint.errors for what each subclass means.
+        """
+        return self._calls.run(
+            operations.revoke(serial_number, certificate, reason, private_key, timeout)
+        )
 
     def get_chain(self, issuer: str = "", *, timeout: float | None = None) -> Chain:
         """Gets an issuer's chain and the trust bundle; needs no credential.

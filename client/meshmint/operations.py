@@ -25,7 +25,21 @@ from meshmint.requests import (
     names_message,
     sign_message,
 )
-from meshmint.results import Chain, IssuedCertificate, SignedCertificate, Svid, TrustBundle
+from meshmint.results import (
+    Chain,
+    IssuedCertificate,
+    Revocation,
+    SignedCertificate,
+    Svid,
+    TrustBundle,
+)
+from meshmint.revocation import (
+    CertificateSource,
+    RevocationReason,
+    reason_of,
+    revoke_message,
+    serial_value,
+)
 from meshmint.v1 import certificate_service_pb2 as pb
 from meshmint.verify import check_chain, check_public_key, check_spiffe_id
 
@@ -135,6 +149,38 @@ def request_svid(
         pb.SignResponse.FromString,
         result,
         timeout=options.get("timeout"),
+    )
+
+
+def revoke(
+    serial_number: str | None,
+    certificate: CertificateSource | None,
+    reason: RevocationReason,
+    private_key: PrivateKey | None,
+    timeout: float | None,
+) -> Operation[Revocation]:
+    """Revoke; with a private key it is proven here, and no credential goes along."""
+    request = revoke_message(serial_number, certificate, reason, private_key)
+    asked = serial_value(request)
+
+    def result(answer: pb.RevokeResponse) -> Revocation:
+        if answer.serial_number != f"{asked:x}":
+            raise AnswerRefused("the answer is about another certificate")
+        return Revocation(
+            serial_number=answer.serial_number,
+            issuer=answer.issuer,
+            revocation_time=moment(answer.revocation_time),
+            reason=reason_of(answer.reason),
+            already_revoked=answer.already_revoked,
+        )
+
+    return Operation(
+        _SERVICE + "Revoke",
+        request,
+        pb.RevokeResponse.FromString,
+        result,
+        needs_token=private_key is None,
+        timeout=timeout,
     )
 
 

@@ -26,8 +26,16 @@ from meshmint.files import (
     write_set,
 )
 from meshmint.keys import PrivateKey
+from meshmint.revocation import RevocationReason
 
-__all__ = ["Chain", "IssuedCertificate", "SignedCertificate", "Svid", "TrustBundle"]
+__all__ = [
+    "Chain",
+    "IssuedCertificate",
+    "Revocation",
+    "SignedCertificate",
+    "Svid",
+    "TrustBundle",
+]
 
 
 @dataclass(frozen=True)
@@ -250,6 +258,25 @@ class TrustBundle:
             target.parent, {target.name: Content(_joined(self.trust_bundle_pem))}
         )
         return written
+
+
+@dataclass(frozen=True)
+class Revocation:
+    """That a certificate is revoked, as it stands on record.
+
+    Attributes:
+        serial_number: Lower-case hexadecimal without separators.
+        issuer: Name of the issuer.
+        revocation_time: Since when, UTC.
+        reason: Why, by the first request that revoked it.
+        already_revoked: Whether it had been revoked before; a retry finds its own.
+    """
+
+    serial_number: str
+    issuer: str
+    revocation_time: datetime
+    reason: RevocationReason
+    already_revoked: bool
 
 
 def _parse(pems: Iterable[str]) -> tuple[x509.Certificate, ...]:

@@ -141,6 +141,10 @@ class FakeService(pb_grpc.CertificateServiceServicer, admin_service_pb2_grpc.Adm
         """Makes a certificate for a CSR."""
         return self._answer("Sign", request, context, self.sign)
 
+    def Revoke(self, request: pb.RevokeRequest, context: grpc.ServicerContext) -> pb.RevokeResponse:  # noqa: N802 - gRPC's name
+        """Says that the certificate is revoked."""
+        return self._answer("Revoke", request, context, self.revoke)
+
     def GetChain(  # noqa: N802 - gRPC's name
         self, request: pb.GetChainRequest, context: grpc.ServicerContext
     ) -> pb.GetChainResponse:
@@ -182,6 +186,11 @@ class FakeService(pb_grpc.CertificateServiceServicer, admin_service_pb2_grpc.Adm
             names.append(x509.UniformResourceIdentifier(OWN_SPIFFE_ID))
         leaf = self.authority.mint(csr.public_key(), names)
         return pb.SignResponse(**self.fields(leaf, request.role))
+
+    def revoke(self, request: pb.RevokeRequest, context: grpc.ServicerContext) -> pb.RevokeResponse:
+        """The right answer to Revoke of a serial number."""
+        serial = f"{int(request.serial_number.replace(':', ''), 16):x}"
+        return pb.RevokeResponse(serial_number=serial, reason=request.reason)
 
     def get_chain(
         self, request: pb.GetChainRequest, context: grpc.ServicerContext

@@ -16,6 +16,7 @@ from typing import NoReturn
 from meshmint.cli.errors import USAGE
 from meshmint.cli.records import add_record_filter, record_filter
 from meshmint.keys import KEY_ALGORITHMS
+from meshmint.revocation import REVOCATION_REASONS
 from meshmint.roles import duration_from_text
 
 __all__ = ["parse_arguments"]
@@ -39,6 +40,7 @@ examples:
   meshmint issue --out /run/svid        an X509-SVID, its key made here
   meshmint sign request.csr > cert.pem  a certificate for your own key
   meshmint chain --out /etc/mesh        the issuer's chain and the roots
+  meshmint revoke --certificate cert.pem --key key.pem --reason key-compromise
   meshmint inspect /run/svid/cert.pem   what is in a certificate
   meshmint records --role web           what was issued (for operators)
 """,
@@ -60,6 +62,15 @@ examples:
 examples:
   meshmint chain --only bundle > roots.pem
   meshmint chain --out /etc/mesh
+""",
+    "revoke": """\
+examples:
+  meshmint revoke --serial 3f:0a:c1 --reason superseded
+  meshmint revoke --certificate cert.pem --key key.pem --reason key-compromise
+
+Without --key your token must be that of an administrator, or of the caller that the
+certificate was issued to. With it nobody asks who you are: a signature proves that the
+key is at hand, and the key stays here. What is revoked stays revoked.
 """,
     "inspect": """\
 examples:
@@ -141,6 +152,27 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     _add_connection(chain)
     _add_output(chain, "chain.pem and bundle.pem")
 
+    revoke = command("revoke", "revoke a certificate, for good")
+    target = revoke.add_mutually_exclusive_group(required=True)
+    target.add_argument("--serial", metavar="NUMBER", help="its serial number, hexadecimal")
+    target.add_argument(
+        "--certificate",
+        metavar="FILE",
+        help="the certificate itself, PEM or DER, the first in the file; - for stdin",
+    )
+    revoke.add_argument(
+        "--key", metavar="FILE", help="its private key, to prove that it is at hand; it stays here"
+    )
+    revoke.add_argument(
+        "--reason",
+        choices=REVOCATION_REASONS,
+        default="unspecified",
+        metavar="NAME",
+        help=f"one of {', '.join(REVOCATION_REASONS)} (default: unspecified)",
+    )
+    revoke.add_argument("--json", action="store_true", help="print JSON")
+    _add_connection(revoke)
+
     inspect = command("inspect", "show what is in a certificate")
     inspect.add_argument("file", metavar="FILE", help="certificates, PEM or DER; - for stdin")
     inspect.add_argument(
@@ -165,6 +197,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--only is for printing PEM, without --out and --json")
     if parsed.command == "records" and parsed.serial and record_filter(parsed):
         parser.error("a serial number finds one record: give no filter with it")
+    if parsed.command == "revoke" and parsed.key and not parsed.certificate:
+        parser.error("--key proves the possession of a --certificate")
     return parsed
 
 

@@ -12,11 +12,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from meshmint.admin import AdminClient, AdminOptions
 from meshmint.admin_operations import Record
@@ -26,6 +28,7 @@ from meshmint.cli.inspection import inspect_certificate
 from meshmint.cli.view import Row, inspection_rows, write_columns, write_table
 from meshmint.client import Client
 from meshmint.errors import AnswerRefused, ConfigurationError
+from meshmint.keys import PrivateKey
 from meshmint.requests import CertificateOptions
 from meshmint.results import Chain, IssuedCertificate, SignedCertificate
 from meshmint.tokens import TokenFile, TokenSource
@@ -52,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
             return _chain(arguments)
         case "records":
             return _records(arguments)
+        case "revoke":
+            return _revoke(arguments)
         case _:
             return _inspect(arguments)
 
@@ -101,6 +106,27 @@ def _chain(arguments: argparse.Namespace) -> int:
             _print_pem(chain.chain_pem)
         if arguments.only != "chain":
             _print_pem(chain.trust_bundle_pem)
+    return DONE
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    certificate = _read_certificates(arguments.certificate)[0] if arguments.certificate else None
+    key = _read_key(arguments.key) if arguments.key else None
+    with _client(arguments) as client:
+        revocation = client.revoke(
+            arguments.serial, certificate=certificate, reason=arguments.reason, private_key=key
+        )
+    if arguments.json:
+        _print_json({**asdict(revocation), "revocation_time": _rfc3339(revocation.revocation_time)})
+        return DONE
+    rows: list[Row] = [
+        ("Revoked", ["before: nothing has changed"] if revocation.already_revoked else ["now"], ""),
+        ("Serial", [revocation.serial_number], "bold"),
+        ("Issuer", [revocation.issuer], ""),
+        ("Since", [f"{revocation.revocation_time:%Y-%m-%d %H:%M:%S} UTC"], ""),
+        ("Reason", [revocation.reason], ""),
+    ]
+    write_table(rows, sys.stdout)
     return DONE
 
 
@@ -163,8 +189,12 @@ def _print_record(record: Record, arguments: argparse.Namespace) -> int:
         print(json.dumps(records.document(record), ensure_ascii=False))
         return DONE
     [certificate] = x509.load_pem_x509_certificates(record.certificate_pem.encode())
+    revoked = []
+    if record.revocation_time is not None:
+        revoked = [f"{record.revocation_time:%Y-%m-%d %H:%M:%S} UTC, {record.revocation_reason}"]
     rows = inspection_rows(inspect_certificate(certificate), datetime.now(UTC))
     rows += [
+        ("Revoked", revoked, "red"),
         ("Role", [record.role], ""),
         ("Caller", [f"{record.caller} ({record.authenticator})"], ""),
         ("Issuer's name", [record.issuer], ""),
@@ -307,6 +337,19 @@ def _read(name: str, what: str) -> bytes:
     if len(content) > _MAX_INPUT_BYTES:
         raise ConfigurationError(f"{what} in {name} has more than 4 MiB")
     return content
+
+
+def _read_key(name: str) -> PrivateKey:
+    try:
+        key = load_pem_private_key(_read(name, "the private key"), None)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"there is no private key in {name} that can be used: PEM without a passphrase is "
+            "expected"
+        ) from error
+    if not isinstance(key, PrivateKey):
+        raise ConfigurationError(f"the private key in {name} is not RSA, EC or Ed25519")
+    return key
 
 
 def _read_certificates(name: str) -> list[x509.Certificate]:
