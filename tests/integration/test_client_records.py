@@ -114,6 +114,21 @@ def test_one_record_is_found_by_its_serial_with_its_certificate(
     assert found["certificate"].startswith("-----BEGIN CERTIFICATE-----")
 
 
+def test_a_revoked_certificate_is_shown_as_such(
+    service: Service, role: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    revoked, other = issue(service, role, "revoked.example.org", 2)
+    reason = pb.REVOCATION_REASON_KEY_COMPROMISE
+    service.stub.Revoke(
+        pb.RevokeRequest(serial_number=revoked, reason=reason),
+        timeout=10, metadata=service.admin_metadata,
+    )  # fmt: skip
+    lines, _ = run(capsys, "--role", role)
+    assert ["key-compromise" in line for line in lines[1:]] == [False, True]
+    assert json.loads(run(capsys, revoked, "--json")[0][0])["revocation_time"].endswith("Z")
+    assert json.loads(run(capsys, other, "--json")[0][0])["revocation_time"] is None
+
+
 def test_wrong_usage_and_refusals_have_their_statuses(
     service: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,12 +198,19 @@ def _print_record(record: Record, arguments: argparse.Namespace) -> int:
         ("Role", [record.role], ""),
         ("Caller", [f"{record.caller} ({record.authenticator})"], ""),
         ("Issuer's name", [record.issuer], ""),
+        ("Revoked", _revocation_lines(record), "red"),
         ("Recorded", [f"{record.create_time:%Y-%m-%d %H:%M:%S} UTC"], ""),
         ("Request", [record.request_id], "dim"),
     ]
     _print_table(rows, only_output=False)
     _print_pem([record.certificate_pem])
     return DONE
+
+
+def _revocation_lines(record: Record) -> list[str]:
+    if record.revocation_time is None:
+        return []
+    return [f"{record.revocation_time:%Y-%m-%d %H:%M:%S} UTC: {record.revocation_reason}"]
 
 
 def _client(arguments: argparse.Namespace) -> Client:

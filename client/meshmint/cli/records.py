@@ -13,7 +13,7 @@ from meshmint.admin_operations import Record, RecordFilter
 
 __all__ = ["HEADINGS", "add_record_filter", "columns", "document", "find", "record_filter"]
 
-HEADINGS = ("RECORDED", "VALID TO", "SERIAL", "ROLE", "CALLER", "SPIFFE ID OR NAMES")
+HEADINGS = ("RECORDED", "VALID TO", "REVOKED", "SERIAL", "ROLE", "CALLER", "SPIFFE ID OR NAMES")
 
 _LARGEST_PAGE = 1000
 
@@ -65,6 +65,7 @@ def columns(record: Record) -> tuple[str, ...]:
     return (
         _time(record.create_time),
         _time(record.not_after),
+        record.revocation_reason or "-",
         record.serial_number,
         record.role,
         record.caller,

@@ -22,7 +22,7 @@ __all__ = ["Tidy"]
 log = structlog.get_logger(__name__)
 
 _DUTY = "tidy"
-_PART = 500
+_PART = 250
 _CLOCK_TOLERANCE = timedelta(minutes=1)
 
 
