@@ -1,7 +1,8 @@
 """Metrics, in Prometheus' form.
 
 No label ever holds a SPIFFE ID, a name, a caller or a role: labels are from
-small closed sets, so that a busy mesh does not drown its own monitoring.
+small closed sets, such as what the configuration names, so that a busy mesh does
+not drown its own monitoring.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from prometheus_client import (
 )
 
 __all__ = [
+    "BUNDLE_FETCHED",
+    "BUNDLE_FETCHES",
     "IN_FLIGHT",
     "ISSUER_EXPIRY",
     "LEADER",
@@ -84,6 +87,17 @@ ISSUER_EXPIRY: Final = Gauge(
     "meshmint_issuer_not_after_seconds",
     "When an issuer's chain expires, in seconds since 1970.",
     ("issuer", "state"),
+    multiprocess_mode="livemax",
+)
+BUNDLE_FETCHES: Final = Counter(
+    "meshmint_bundle_fetches_total",
+    "Fetches of federated trust bundles, by trust domain and outcome.",
+    ("trust_domain", "outcome"),
+)
+BUNDLE_FETCHED: Final = Gauge(
+    "meshmint_bundle_fetched_seconds",
+    "When a federated trust bundle was last fetched, in seconds since 1970.",
+    ("trust_domain",),
     multiprocess_mode="livemax",
 )
 LEADER: Final = Gauge(

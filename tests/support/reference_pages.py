@@ -21,6 +21,7 @@ from meshmint_server.authn import JwtSettings, KubernetesSettings, Refusal
 from meshmint_server.config import (
     BundleEndpointSettings,
     Config,
+    FederationSettings,
     HttpSettings,
     LogSettings,
     PublicationSettings,
@@ -69,6 +70,7 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`tls`", TlsSettings),
     ("`http`", HttpSettings),
     ("`bundle_endpoint`", BundleEndpointSettings),
+    ("`federation`", FederationSettings),
     ("`publication`", PublicationSettings),
     ("`tidy`", TidySettings),
     ("`keys`", KeySettings),

@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from meshmint_server.authority import TrustBundleFeed
+from meshmint_server.authority import FederatedBundles, TrustBundleFeed
 from meshmint_server.errors import IssuerNotReady, Overloaded, Unavailable
 from meshmint_server.spiffe import TrustBundle, TrustDomain
 from support.pki import make_root, pem
@@ -130,6 +130,7 @@ class Issuers:
 def feed_of(issuers: Issuers, limit: int = 10) -> TrustBundleFeed:
     return TrustBundleFeed(
         issuers,  # type: ignore[arg-type]
+        FederatedBundles(None, ()),  # type: ignore[arg-type]  # never asked without federations
         TRUST_DOMAIN,
         refresh_hint=timedelta(minutes=1),
         limit=limit,

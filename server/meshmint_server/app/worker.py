@@ -10,7 +10,9 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from multiprocessing.connection import Connection
 
 import structlog
@@ -23,7 +25,14 @@ from meshmint_server.app.succession import build_succession
 from meshmint_server.app.upkeep import Duty, Upkeep
 from meshmint_server.audit import AuditLog, configure_logging
 from meshmint_server.authn import Authenticators
-from meshmint_server.authority import IssuerBook, TrustBundleFeed
+from meshmint_server.authority import (
+    BundleFetcher,
+    FederatedBundles,
+    Federation,
+    IssuerBook,
+    TrustBundleFeed,
+    forget_removed,
+)
 from meshmint_server.config import Config, ConfigError
 from meshmint_server.errors import MeshmintError
 from meshmint_server.grpc_api import AdminService, CertificateService, Edge, GrpcListener
@@ -41,6 +50,7 @@ from meshmint_server.issuance import (
     service_spiffe_id,
 )
 from meshmint_server.policy import Bounds, ReservedNames
+from meshmint_server.store import Store
 
 __all__ = ["EXIT_CONFIG", "run_worker"]
 
@@ -50,6 +60,7 @@ EXIT_CONFIG = 78  # sysexits.h: EX_CONFIG
 
 REFRESH_SECONDS = 0.25
 PROBE_SECONDS = 5.0
+FORGET_SECONDS = 60.0
 TIDY_SECONDS = 60.0
 
 
@@ -93,8 +104,11 @@ async def _serve(config: Config, pipe: Connection) -> None:
         bounds = Bounds(config.trust_domain, config.default_ttl, config.max_ttl, reserved)
         roles = RoleBook(store)
         issuers = IssuerBook(store, keyring, config.trust_domain)
+        federations = [one.build() for one in config.federation]
+        federated = FederatedBundles(store, federations)
         bundles = TrustBundleFeed(
             issuers,
+            federated,
             config.trust_domain,
             refresh_hint=config.bundle_endpoint.refresh_hint,
             limit=config.max_watchers,
@@ -142,11 +156,15 @@ async def _serve(config: Config, pipe: Connection) -> None:
         await issuers.refresh()
         start(roles.follow(REFRESH_SECONDS))
         start(_follow_issuers(issuers))
+        if federations:
+            await federated.refresh()
+            start(federated.follow(REFRESH_SECONDS))
         duties: list[Duty] = []
         if config.tidy.enabled:
             tidy = Tidy(store, keep=config.tidy.keep, interval=config.tidy.interval)
             pace = min(config.tidy.interval.total_seconds() / 4, TIDY_SECONDS)
             duties.append(Duty("tidy", tidy.run, pace))
+        duties += _federation_duties(store, federations)
         start(Upkeep(store.leadership("upkeep"), duties).run())
         http = bind(config.http.listen.host, config.http.listen.port)
         await stack.enter_async_context(serve_http(build_http_api(probe), http))
@@ -183,6 +201,18 @@ async def _serve(config: Config, pipe: Connection) -> None:
         probe.stop("draining")
         bundles.close()
         await listener.stop(config.drain.total_seconds())
+
+
+def _federation_duties(store: Store, federations: Sequence[Federation]) -> list[Duty]:
+    """One duty each, so that a slow endpoint delays no other."""
+    forget = Duty("federation", partial(forget_removed, store, federations), FORGET_SECONDS)
+    return [
+        forget,
+        *(
+            Duty(f"federation {one.trust_domain}", BundleFetcher(one, store).keep_fresh, 1.0)
+            for one in federations
+        ),
+    ]
 
 
 def _count_token_check(authenticator: str, outcome: str) -> None:

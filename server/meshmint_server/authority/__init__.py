@@ -1,9 +1,17 @@
 """Issuers: how they come to be, which may sign, with which chain, below which roots."""
 
 from meshmint_server.authority.bundle_feed import TrustBundleFeed
+from meshmint_server.authority.bundle_fetch import FetchFailed
 from meshmint_server.authority.ceremony import create_csr, import_chain
 from meshmint_server.authority.description import IssuerDescription, describe
 from meshmint_server.authority.examination import Examination, Expiry, examine_issuer, expiry_of
+from meshmint_server.authority.federation import (
+    BundleFetcher,
+    FederatedBundles,
+    Federation,
+    forget_removed,
+    read_bundle_file,
+)
 from meshmint_server.authority.issuers import Issuer, IssuerBook
 from meshmint_server.authority.path import has_signed
 from meshmint_server.authority.rotation import Rotation, RotationRules, RotationStep, decide
@@ -13,8 +21,12 @@ from meshmint_server.authority.succession import Succession
 from meshmint_server.authority.upstream import UpstreamCommand
 
 __all__ = [
+    "BundleFetcher",
     "Examination",
     "Expiry",
+    "FederatedBundles",
+    "Federation",
+    "FetchFailed",
     "Issuer",
     "IssuerBook",
     "IssuerDescription",
@@ -30,7 +42,9 @@ __all__ = [
     "describe_rotation",
     "examine_issuer",
     "expiry_of",
+    "forget_removed",
     "has_signed",
     "import_chain",
+    "read_bundle_file",
     "shard_of",
 ]

@@ -13,8 +13,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshmint_server import telemetry
+from meshmint_server.authority.federation import FederatedBundles
 from meshmint_server.authority.issuers import IssuerBook
-from meshmint_server.errors import IssuerNotReady, Overloaded, Unavailable
+from meshmint_server.errors import IssuerNotReady, NotFound, Overloaded, Unavailable
 from meshmint_server.spiffe import TrustBundle, TrustDomain
 
 __all__ = ["TrustBundleFeed"]
@@ -24,24 +25,27 @@ _RETRY_SECONDS = 5.0
 
 
 class TrustBundleFeed:
-    """The trust bundle of the service's own trust domain, from the published issuers.
+    """The trust bundle of the service's own trust domain, and those of others by name.
 
     Args:
-        issuers: Where the roots come from.
+        issuers: Where the service's own roots come from.
+        federated: The bundles of other trust domains.
         trust_domain: The service's own.
-        refresh_hint: What the bundle tells those who poll.
+        refresh_hint: What its bundle tells those who poll.
         limit: The most watchers at a time.
     """
 
     def __init__(
         self,
         issuers: IssuerBook,
+        federated: FederatedBundles,
         trust_domain: TrustDomain,
         *,
         refresh_hint: timedelta,
         limit: int,
     ) -> None:
         self._issuers = issuers
+        self._federated = federated
         self._trust_domain = trust_domain
         self._refresh_hint = refresh_hint
         self._limit = limit
@@ -49,8 +53,13 @@ class TrustBundleFeed:
         self._is_closed = False
         self._bundle: TrustBundle | None = None
 
+    @property
+    def federated_trust_domains(self) -> tuple[TrustDomain, ...]:
+        """The other trust domains whose bundles can be watched."""
+        return self._federated.trust_domains
+
     def current(self) -> TrustBundle:
-        """The bundle as it is now; the very same object while it stays the same.
+        """The service's own bundle now; the very same object while it stays the same.
 
         Raises:
             IssuerNotReady: There is no root yet. An empty bundle would tell its readers
@@ -72,14 +81,26 @@ class TrustBundleFeed:
             )
         return self._bundle
 
-    async def watch(self) -> AsyncGenerator[TrustBundle, None]:
-        """The bundle, and every newer one, until the feed is closed.
+    async def watch(
+        self, trust_domain: TrustDomain | None = None
+    ) -> AsyncGenerator[TrustBundle, None]:
+        """A bundle, and every newer one, until the feed is closed.
+
+        Args:
+            trust_domain: Whose; None for the service's own.
 
         Raises:
+            NotFound: The service does not federate with that trust domain.
             Overloaded: There are as many watchers as there may be.
             IssuerNotReady: There is no root.
-            Unavailable: The feed is closed: this worker is about to end.
+            Unavailable: The feed is closed: this worker is about to end. Or the bundle
+                was not fetched yet.
         """
+        is_own = trust_domain in (None, self._trust_domain)
+        if not is_own and trust_domain not in self._federated.trust_domains:
+            raise NotFound(
+                f"This service does not federate with {trust_domain}.", reason="NOT_FEDERATED"
+            )
         if self._watchers >= self._limit:
             raise Overloaded(
                 "This worker has as many watchers as it may have. Retry: another may have room.",
@@ -92,10 +113,14 @@ class TrustBundleFeed:
             seen: TrustBundle | None = None
             while True:
                 # Before the look, so that no change falls in between.
-                changed = self._issuers.changed
+                changed = self._issuers.changed if is_own else self._federated.changed
                 if self._is_closed:
                     raise Unavailable("The server is draining. Connect again.", reason="DRAINING")
-                bundle = self.current()
+                bundle = (
+                    self.current()
+                    if trust_domain is None or is_own
+                    else self._federated.get(trust_domain)
+                )
                 if bundle is not seen:
                     seen = bundle
                     yield bundle
@@ -109,6 +134,7 @@ class TrustBundleFeed:
         """Ends every watch, and lets none begin."""
         self._is_closed = True
         self._issuers.wake()
+        self._federated.wake()
 
 
 def _der(pem: str) -> bytes:

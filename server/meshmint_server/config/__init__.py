@@ -4,6 +4,7 @@ It sits above the rooms because it is made of the settings that they define;
 only `app` builds objects from it. It never holds a secret, only where one is.
 """
 
+from meshmint_server.config.federation import FederationSettings
 from meshmint_server.config.fields import HostPort, UnixSocket
 from meshmint_server.config.listeners import BundleEndpointSettings, HttpSettings, TlsSettings
 from meshmint_server.config.publication import PublicationSettings
@@ -15,6 +16,7 @@ __all__ = [
     "BundleEndpointSettings",
     "Config",
     "ConfigError",
+    "FederationSettings",
     "HostPort",
     "HttpSettings",
     "LogSettings",

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from meshmint_server.policy.durations import format_duration, parse_duration
+from meshmint_server.spiffe import InvalidSpiffeId, TrustDomain
 
 __all__ = [
     "HostPort",
@@ -20,6 +21,7 @@ __all__ = [
     "UnixSocket",
     "WholeSeconds",
     "parse_address",
+    "parse_trust_domain",
 ]
 
 
@@ -79,6 +81,18 @@ def _tcp_address(value: object) -> HostPort:
 
 def _optional_tcp_address(value: object) -> HostPort | None:
     return None if value is None else _tcp_address(value)
+
+
+def parse_trust_domain(value: object) -> TrustDomain:
+    """A trust domain; ValueError if it is none."""
+    if isinstance(value, TrustDomain):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("must be text, such as 'example.org'")
+    try:
+        return TrustDomain(value)
+    except InvalidSpiffeId as error:
+        raise ValueError(str(error)) from error
 
 
 def _positive(value: timedelta) -> timedelta:

@@ -20,12 +20,14 @@ from pydantic import (
 
 from meshmint_server.audit import LogFormat, LogLevel
 from meshmint_server.authn import AuthenticatorSettings, refuse_conflicts
+from meshmint_server.config.federation import FederationSettings, refuse_repeated
 from meshmint_server.config.fields import (
     HostPort,
     PositiveDuration,
     Section,
     UnixSocket,
     parse_address,
+    parse_trust_domain,
 )
 from meshmint_server.config.listeners import BundleEndpointSettings, HttpSettings, TlsSettings
 from meshmint_server.config.publication import PublicationSettings
@@ -33,7 +35,7 @@ from meshmint_server.config.rotation import RotationSettings
 from meshmint_server.config.tidy import TidySettings
 from meshmint_server.keys import KeySettings
 from meshmint_server.policy import CallerMatcher
-from meshmint_server.spiffe import InvalidSpiffeId, TrustDomain
+from meshmint_server.spiffe import TrustDomain
 from meshmint_server.store import parse_store_url
 
 __all__ = ["Config", "ConfigError", "LogSettings"]
@@ -41,17 +43,6 @@ __all__ = ["Config", "ConfigError", "LogSettings"]
 
 class ConfigError(Exception):
     """The configuration cannot be used; the message says where and what to do."""
-
-
-def _trust_domain(value: object) -> TrustDomain:
-    if isinstance(value, TrustDomain):
-        return value
-    if not isinstance(value, str):
-        raise ValueError("must be text, such as 'example.org'")
-    try:
-        return TrustDomain(value)
-    except InvalidSpiffeId as error:
-        raise ValueError(str(error)) from error
 
 
 def _store_url(value: str) -> str:
@@ -82,6 +73,7 @@ class Config(Section):
         tls: Its certificate.
         http: The HTTP port.
         bundle_endpoint: The SPIFFE bundle endpoint.
+        federation: Other trust domains whose bundles are fetched and handed out.
         publication: Where certificates say that CRLs, OCSP and CA certificates are.
         store: Where records, roles and issuers are kept: ``sqlite:////absolute/path.db``
             or ``postgresql://user@host/database?password_file=/path``.
@@ -99,13 +91,14 @@ class Config(Section):
         log: The log.
     """
 
-    trust_domain: Annotated[TrustDomain, BeforeValidator(_trust_domain), PlainSerializer(str)]
+    trust_domain: Annotated[TrustDomain, BeforeValidator(parse_trust_domain), PlainSerializer(str)]
     listen: Annotated[
         HostPort | UnixSocket, BeforeValidator(parse_address), PlainSerializer(str)
     ] = HostPort("127.0.0.1", 8443)
     tls: TlsSettings = TlsSettings()
     http: HttpSettings = HttpSettings()
     bundle_endpoint: BundleEndpointSettings = BundleEndpointSettings()
+    federation: Annotated[tuple[FederationSettings, ...], AfterValidator(refuse_repeated)] = ()
     publication: PublicationSettings = PublicationSettings()
     # It may hold a password, however little we ask for one.
     store: Annotated[str, AfterValidator(_store_url), Field(repr=False)]
@@ -131,6 +124,8 @@ class Config(Section):
                 "without TLS the server listens only on loopback or a unix socket: "
                 "set tls.mode to 'own' or 'files', or listen on 127.0.0.1"
             )
+        if any(one.trust_domain == self.trust_domain for one in self.federation):
+            raise ValueError(f"federation: {self.trust_domain} is the service's own trust domain")
         if any(matcher.is_open for matcher in self.admins):
             raise ValueError(
                 "admins: an empty matcher makes every caller an administrator: "

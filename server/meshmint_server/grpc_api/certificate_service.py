@@ -81,15 +81,18 @@ class CertificateService(CertificateServiceServicer):
 
     @streaming_rpc("CertificateService/WatchTrustBundle")
     async def WatchTrustBundle(  # noqa: N802
-        self, _request: pb.WatchTrustBundleRequest, _call: Call
+        self, request: pb.WatchTrustBundleRequest, _call: Call
     ) -> AsyncGenerator[pb.WatchTrustBundleResponse, None]:
-        """The trust bundle, now and at every change; needs no credential."""
-        async with aclosing(self._bundles.watch()) as bundles:
+        """A trust bundle, now and at every change; needs no credential."""
+        trust_domain = translate.optional_trust_domain(request.trust_domain)
+        federated = tuple(map(str, self._bundles.federated_trust_domains))
+        async with aclosing(self._bundles.watch(trust_domain)) as bundles:
             async for bundle in bundles:
                 response = pb.WatchTrustBundleResponse(
                     trust_domain=str(bundle.trust_domain),
                     trust_bundle=bundle.roots_pem,
                     sequence=bundle.sequence,
+                    federated_trust_domains=federated,
                 )
                 response.refresh_hint.FromTimedelta(bundle.refresh_hint)
                 yield response

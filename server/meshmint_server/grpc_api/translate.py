@@ -34,6 +34,7 @@ from meshmint_server.policy import (
     parse_csr,
     parse_csr_der,
 )
+from meshmint_server.spiffe import InvalidSpiffeId, TrustDomain
 from meshmint_server.store import RecordFilter, normal_serial_number
 
 __all__ = [
@@ -70,6 +71,21 @@ def timestamp(moment: datetime) -> timestamp_pb2.Timestamp:
     message = timestamp_pb2.Timestamp()
     message.FromDatetime(moment)
     return message
+
+
+def optional_trust_domain(name: str) -> TrustDomain | None:
+    """A trust domain's name; None if it is empty.
+
+    Raises:
+        InvalidRequest: It is no trust domain's.
+    """
+    try:
+        return TrustDomain(name) if name else None
+    except InvalidSpiffeId as error:
+        raise InvalidRequest(
+            f"The trust domain cannot be read: {error}.",
+            violations=[Violation("trust_domain", "Use a name such as 'other.example'.")],
+        ) from None
 
 
 def issue_request(request: pb.IssueRequest) -> CertificateRequest:

@@ -2,5 +2,14 @@
 
 from meshmint_server.spiffe.bundle import TrustBundle
 from meshmint_server.spiffe.id import InvalidSpiffeId, SpiffeId, TrustDomain
+from meshmint_server.spiffe.received_bundle import InvalidBundle, ReceivedBundle, parse_bundle
 
-__all__ = ["InvalidSpiffeId", "SpiffeId", "TrustBundle", "TrustDomain"]
+__all__ = [
+    "InvalidBundle",
+    "InvalidSpiffeId",
+    "ReceivedBundle",
+    "SpiffeId",
+    "TrustBundle",
+    "TrustDomain",
+    "parse_bundle",
+]

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshmint_server.spiffe.id import TrustDomain
 
-__all__ = ["TrustBundle"]
+__all__ = ["TrustBundle", "key_parameters"]
 
 # RFC 7518 section 6.2.1.1, by the names that cryptography gives them.
 _CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
@@ -67,13 +67,18 @@ def _jwk(root: bytes) -> dict[str, object]:
     key = x509.load_der_x509_certificate(root).public_key()
     return {
         "use": "x509-svid",
-        **_key_parameters(key),
+        **key_parameters(key),
         # RFC 7517 section 4.7: standard base64, where all else is base64url.
         "x5c": [base64.b64encode(root).decode("ascii")],
     }
 
 
-def _key_parameters(key: object) -> dict[str, str]:
+def key_parameters(key: object) -> dict[str, str]:
+    """A public key as the members of a JWK (RFC 7518 section 6, RFC 8037 section 2).
+
+    Raises:
+        ValueError: The key has no form as a JWK.
+    """
     if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
         numbers = key.public_numbers()
         # RFC 7518 section 6.2.1.2: always as long as the curve's field.

@@ -1,0 +1,292 @@
+"""The trust bundles of other trust domains: fetched by one, known to all, never merged.
+
+The one who does the upkeep fetches them into the store; every worker reads them
+there and hands each out by the name of its trust domain (SPIFFE Federation,
+sections 4 and 5). A bundle that cannot be had anew stays as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import MappingProxyType
+
+import structlog
+
+from meshmint_server import telemetry
+from meshmint_server.authority.bundle_fetch import FetchFailed, fetch_over_spiffe, fetch_over_web
+from meshmint_server.errors import StoreUnavailable, Unavailable
+from meshmint_server.spiffe import (
+    InvalidBundle,
+    ReceivedBundle,
+    SpiffeId,
+    TrustBundle,
+    TrustDomain,
+    parse_bundle,
+)
+from meshmint_server.store import FederatedBundleRow, Store
+
+__all__ = ["BundleFetcher", "FederatedBundles", "Federation", "forget_removed", "read_bundle_file"]
+
+_log = structlog.get_logger(__name__)
+
+_DEFAULT_HINT = timedelta(minutes=5)  # Trust Domain and Bundle, section 4.1.3
+_SHORTEST = timedelta(seconds=1)
+_LONGEST = timedelta(days=1)
+_FIRST_RETRY = 1.0
+_LONGEST_RETRY = 300.0
+_LARGEST_FILE = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """One trust domain that is federated with (SPIFFE Federation, section 5.1).
+
+    Attributes:
+        trust_domain: Whose bundle it is.
+        url: Where it is served.
+        endpoint_spiffe_id: Who serves it, of profile ``https_spiffe``; None is
+            ``https_web``.
+        bundle_file: Of ``https_spiffe``: the bundle to verify the server with until
+            one was fetched.
+        ca_file: Of ``https_web``: PEM of the roots to trust instead of the system's.
+    """
+
+    trust_domain: TrustDomain
+    url: str
+    endpoint_spiffe_id: SpiffeId | None = None
+    bundle_file: Path | None = None
+    ca_file: Path | None = None
+
+
+def read_bundle_file(path: Path) -> ReceivedBundle:
+    """A bundle document in a file.
+
+    Raises:
+        FetchFailed: It cannot be read, or is none.
+    """
+    try:
+        return parse_bundle(_read(path))
+    except InvalidBundle as error:
+        raise FetchFailed(f"the bundle in {path} cannot be used: {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise FetchFailed(f"{path} cannot be read: {error.strerror}") from error
+
+
+class BundleFetcher:
+    """Keeps one trust domain's bundle in the store fresh. For whoever does the upkeep."""
+
+    def __init__(
+        self,
+        federation: Federation,
+        store: Store,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._federation = federation
+        self._store = store
+        self._clock = clock
+        self._monotonic = asyncio.get_running_loop().time
+        self._due = float("-inf")
+        self._failures = 0
+        self._complaint = ""
+
+    async def keep_fresh(self) -> None:
+        """Fetches the bundle if its time has come; a failure is logged, and tried again.
+
+        Raises:
+            StoreUnavailable: The database does not answer.
+        """
+        if self._monotonic() < self._due:
+            return
+        name = str(self._federation.trust_domain)
+        try:
+            hint = await self._fetch()
+        except FetchFailed as failure:
+            self._failures += 1
+            telemetry.BUNDLE_FETCHES.labels(name, "failed").inc()
+            # Jitter, so that the many who lost the same endpoint do not come back as one.
+            longest = min(_FIRST_RETRY * 2**self._failures, _LONGEST_RETRY)
+            self._due = self._monotonic() + random.uniform(longest / 2, longest)  # noqa: S311
+            if str(failure) != self._complaint:
+                self._complaint = str(failure)
+                _log.warning(
+                    "a federated bundle could not be fetched; the one before stays",
+                    trust_domain=name,
+                    url=self._federation.url,
+                    problem=self._complaint,
+                )
+            return
+        if self._failures:
+            _log.info("a federated bundle can be fetched again", trust_domain=name)
+        self._failures, self._complaint = 0, ""
+        telemetry.BUNDLE_FETCHES.labels(name, "fetched").inc()
+        self._due = self._monotonic() + hint.total_seconds()
+
+    async def _fetch(self) -> timedelta:
+        """Fetches, checks and keeps the bundle; tells when to look again."""
+        _, rows = await self._store.load_federated_bundles()
+        known = {row.trust_domain: row for row in rows}
+        document = await self._download(known)
+        try:
+            bundle = parse_bundle(document)
+        except InvalidBundle as error:
+            raise FetchFailed(f"its answer is no trust bundle: {error}") from error
+        before = known.get(str(self._federation.trust_domain))
+        if (
+            before is not None
+            and before.sequence is not None
+            and (bundle.sequence is None or bundle.sequence < before.sequence)
+        ):
+            # Section 4.2: an older bundle may trust again what was taken back since.
+            raise FetchFailed(
+                f"its bundle went backwards: spiffe_sequence was {before.sequence} and is "
+                f"{'missing' if bundle.sequence is None else bundle.sequence}"
+            )
+        await self._store.put_federated_bundle(
+            FederatedBundleRow(
+                trust_domain=str(self._federation.trust_domain),
+                document=document,
+                sequence=bundle.sequence,
+                fetched_at=self._clock(),
+            )
+        )
+        if before is None or before.document != document:
+            _log.info(
+                "a federated bundle has changed",
+                trust_domain=str(self._federation.trust_domain),
+                sequence=bundle.sequence,
+                roots=len(bundle.roots),
+            )
+        return min(max(bundle.refresh_hint or _DEFAULT_HINT, _SHORTEST), _LONGEST)
+
+    async def _download(self, known: Mapping[str, FederatedBundleRow]) -> bytes:
+        federation = self._federation
+        if federation.endpoint_spiffe_id is None:
+            ca = None
+            if federation.ca_file is not None:
+                ca = await asyncio.to_thread(_read, federation.ca_file)
+            return await fetch_over_web(federation.url, ca)
+        # Once fetched, a bundle that serves itself is verified with what it said last.
+        kept = known.get(str(federation.endpoint_spiffe_id.trust_domain))
+        if kept is not None:
+            roots = parse_bundle(kept.document).roots
+        elif federation.bundle_file is not None:
+            roots = (await asyncio.to_thread(read_bundle_file, federation.bundle_file)).roots
+        else:
+            raise FetchFailed(
+                f"there is no bundle of {federation.endpoint_spiffe_id.trust_domain} yet to "
+                "verify its server with"
+            )
+        return await fetch_over_spiffe(federation.url, federation.endpoint_spiffe_id, roots)
+
+
+async def forget_removed(store: Store, federations: Sequence[Federation]) -> None:
+    """Takes the bundles out of the store that nobody federates with any more.
+
+    Raises:
+        StoreUnavailable: The database does not answer.
+    """
+    configured = {str(one.trust_domain) for one in federations}
+    _, rows = await store.load_federated_bundles()
+    for row in rows:
+        if row.trust_domain not in configured:
+            await store.delete_federated_bundle(row.trust_domain)
+            _log.info("a federated bundle was forgotten", trust_domain=row.trust_domain)
+
+
+class FederatedBundles:
+    """The bundles as one worker sees them: a snapshot that follows the store."""
+
+    def __init__(self, store: Store, federations: Sequence[Federation]) -> None:
+        self._store = store
+        self._names = frozenset(one.trust_domain for one in federations)
+        self._revision = -1
+        self._documents: Mapping[TrustDomain, bytes] = {}
+        self._bundles: Mapping[TrustDomain, TrustBundle] = MappingProxyType({})
+        self._changed = asyncio.Event()
+
+    @property
+    def trust_domains(self) -> tuple[TrustDomain, ...]:
+        """Those that are federated with, whether fetched yet or not."""
+        return tuple(sorted(self._names))
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """Is set at the next change of a bundle, and is then another event."""
+        return self._changed
+
+    def wake(self) -> None:
+        """Sets the event, so that whoever waits looks again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def get(self, trust_domain: TrustDomain) -> TrustBundle:
+        """A bundle; the very same object while it stays the same.
+
+        Raises:
+            Unavailable: It was not fetched yet.
+        """
+        try:
+            return self._bundles[trust_domain]
+        except KeyError:
+            raise Unavailable(
+                f"The trust bundle of {trust_domain} was not fetched yet. Try again.",
+                reason="BUNDLE_NOT_FETCHED",
+            ) from None
+
+    async def refresh(self) -> None:
+        """Reads the bundles again if they have changed.
+
+        Raises:
+            StoreUnavailable: The database does not answer; the snapshot stays.
+        """
+        if not self._names or await self._store.federation_revision() == self._revision:
+            return
+        revision, rows = await self._store.load_federated_bundles()
+        documents = {TrustDomain(row.trust_domain): row.document for row in rows}
+        for row in rows:
+            telemetry.BUNDLE_FETCHED.labels(row.trust_domain).set(row.fetched_at.timestamp())
+        self._revision = revision
+        if documents == self._documents:
+            return
+        self._bundles = MappingProxyType(
+            {
+                trust_domain: self._bundles[trust_domain]
+                if self._documents.get(trust_domain) == document
+                else _bundle(trust_domain, document)
+                for trust_domain, document in documents.items()
+                if trust_domain in self._names
+            }
+        )
+        self._documents = documents
+        self.wake()
+
+    async def follow(self, interval: float) -> None:
+        """Refreshes for ever, every `interval` seconds."""
+        while True:
+            await asyncio.sleep(interval)
+            try:
+                await self.refresh()
+            except StoreUnavailable as error:
+                _log.warning("federated bundles could not be refreshed", reason=error.reason)
+
+
+def _bundle(trust_domain: TrustDomain, document: bytes) -> TrustBundle:
+    received = parse_bundle(document)  # it was parsed before it was kept
+    return TrustBundle(
+        trust_domain,
+        received.roots,
+        received.sequence or 0,
+        received.refresh_hint or _DEFAULT_HINT,
+    )
