@@ -21,7 +21,7 @@ from support.pki import make_root
 
 AUTHORITY = make_root()
 ISSUER = make_issuer(AUTHORITY)
-LEAF = make_leaf(AUTHORITY)
+LEAF = make_leaf(AUTHORITY, serial_number=1 << 158)
 PEM = to_pem(LEAF)
 
 
@@ -87,6 +87,19 @@ def test_anything_but_one_certificate_is_refused(text: str, problem: str) -> Non
     with pytest.raises(InvalidRequest, match=problem) as caught:
         read_certificate(text)
     assert [violation.field for violation in caught.value.violations] == ["certificate"]
+
+
+@pytest.mark.parametrize("serial", [0, -5])
+def test_a_serial_number_that_is_not_positive_is_refused(serial: int) -> None:
+    der = to_der(LEAF)
+    sound = b"\x02\x14" + LEAF.serial_number.to_bytes(20, "big")
+    der = der.replace(sound, b"\x02\x01" + serial.to_bytes(1, "big", signed=True), 1)
+    # 19 bytes less in the certificate, and in what is signed of it.
+    assert (der[1], der[5]) == (0x82, 0x81)
+    length = int.from_bytes(der[2:4], "big") - 19
+    der = der[:2] + length.to_bytes(2, "big") + der[4:6] + bytes([der[6] - 19]) + der[7:]
+    with pytest.raises(InvalidRequest, match="serial number is not positive"):
+        read_certificate(armour(der))
 
 
 @given(mutated())
