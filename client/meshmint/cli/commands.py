@@ -189,12 +189,8 @@ def _print_record(record: Record, arguments: argparse.Namespace) -> int:
         print(json.dumps(records.document(record), ensure_ascii=False))
         return DONE
     [certificate] = x509.load_pem_x509_certificates(record.certificate_pem.encode())
-    revoked = []
-    if record.revocation_time is not None:
-        revoked = [f"{record.revocation_time:%Y-%m-%d %H:%M:%S} UTC, {record.revocation_reason}"]
     rows = inspection_rows(inspect_certificate(certificate), datetime.now(UTC))
     rows += [
-        ("Revoked", revoked, "red"),
         ("Role", [record.role], ""),
         ("Caller", [f"{record.caller} ({record.authenticator})"], ""),
         ("Issuer's name", [record.issuer], ""),

@@ -42,15 +42,12 @@ _STATE = [column for column in crls.c if column.name != "document"]
 
 async def write_revocation(connection: AsyncConnection, row: RevocationRow) -> RevocationRow:
     """Revokes, and gives back what is on record: `row`, or the one that was first."""
-    found = await fetch_revocation(connection, row.serial_number)
-    if found is not None:
-        return found
     if connection.dialect.name == "postgresql":
         # Until the commit. SQLite has one writer at a time anyway.
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-        found = await fetch_revocation(connection, row.serial_number)
-        if found is not None:
-            return found
+    found = await fetch_revocation(connection, row.serial_number)
+    if found is not None:
+        return found
     await connection.execute(
         insert(revocations).values(
             serial_number=row.serial_number,
