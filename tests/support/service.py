@@ -146,6 +146,8 @@ class Service:
             "trust_domain": TRUST_DOMAIN,
             "listen": self.address,
             "http": {"listen": self.http_address},
+            "publication": {"url": self.http_url},
+            "crl": {"delay": "2s"},
             "tls": {"mode": "own", "dns_names": ["localhost"], "ip_addresses": ["127.0.0.1"]},
             "store": f"sqlite:///{directory}/meshmint.db",
             "keys": {

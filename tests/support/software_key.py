@@ -22,8 +22,8 @@ class SoftwareKey:
     uri = "file:test.pem"
 
     def __init__(self) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self.public_key = self._key.public_key()
+        self.private_key = ec.generate_private_key(ec.SECP256R1())
+        self.public_key = self.private_key.public_key()
         self.signatures = 0
         self.fault: BaseException | None = None
         self.delay = 0.0
@@ -38,7 +38,7 @@ class SoftwareKey:
 
     def sign_now(self, data: bytes) -> bytes:
         """The signature, without a fault."""
-        return self._key.sign(data, ec.ECDSA(hashes.SHA256()))
+        return self.private_key.sign(data, ec.ECDSA(hashes.SHA256()))
 
     def complete(self, to_be_signed: ToBeSigned) -> x509.Certificate:
         """The certificate with its signature."""
@@ -59,7 +59,7 @@ class SoftwareKey:
             .serial_number(1)
             .not_valid_before(now - timedelta(days=2))
             .not_valid_after(now + lifetime)
-            .sign(self._key, hashes.SHA256())
+            .sign(self.private_key, hashes.SHA256())
         )
 
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from meshmint_server.app.openers import open_keyring, open_store
-from meshmint_server.authority import RotationRules, Succession, UpstreamCommand
+from meshmint_server.authority import Locations, RotationRules, Succession, UpstreamCommand
 from meshmint_server.config import Config
 from meshmint_server.keys import KeyRing
 from meshmint_server.store import Store
@@ -41,6 +41,11 @@ def build_succession(config: Config, store: Store, keyring: KeyRing) -> Successi
         clock=lambda: datetime.now(UTC),
         crl_shards=config.publication.crl_shards,
         crl_url=config.publication.url,
+        root_locations=Locations(
+            crl=config.publication.root.crl,
+            ocsp=config.publication.root.ocsp,
+            ca=config.publication.root.ca,
+        ),
     )
 
 

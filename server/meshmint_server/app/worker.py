@@ -27,9 +27,13 @@ from meshmint_server.audit import AuditLog, configure_logging
 from meshmint_server.authn import Authenticators
 from meshmint_server.authority import (
     BundleFetcher,
+    CrlBook,
+    CrlPublisher,
+    CrlTimes,
     FederatedBundles,
     Federation,
     IssuerBook,
+    Publication,
     TrustBundleFeed,
     forget_removed,
 )
@@ -61,6 +65,7 @@ EXIT_CONFIG = 78  # sysexits.h: EX_CONFIG
 REFRESH_SECONDS = 0.25
 PROBE_SECONDS = 5.0
 FORGET_SECONDS = 60.0
+CRL_SECONDS = 1.0
 TIDY_SECONDS = 60.0
 
 
@@ -103,7 +108,9 @@ async def _serve(config: Config, pipe: Connection) -> None:
             raise ConfigError(f"tls: dns_names, ip_addresses: {error}") from error
         bounds = Bounds(config.trust_domain, config.default_ttl, config.max_ttl, reserved)
         roles = RoleBook(store)
-        issuers = IssuerBook(store, keyring, config.trust_domain)
+        publication = Publication(config.publication.url, frozenset(config.publication.include))
+        issuers = IssuerBook(store, keyring, config.trust_domain, publication)
+        crls = CrlBook(store)
         federations = [one.build() for one in config.federation]
         federated = FederatedBundles(store, federations)
         bundles = TrustBundleFeed(
@@ -154,12 +161,15 @@ async def _serve(config: Config, pipe: Connection) -> None:
 
         await roles.refresh()
         await issuers.refresh()
+        await crls.refresh()
         start(roles.follow(REFRESH_SECONDS))
         start(_follow_issuers(issuers))
         if federations:
             await federated.refresh()
             start(federated.follow(REFRESH_SECONDS))
-        duties: list[Duty] = []
+        start(crls.follow(REFRESH_SECONDS))
+        publisher = CrlPublisher(issuers, store, _crl_times(config), url=publication.url)
+        duties = [Duty("crl", publisher.run, CRL_SECONDS)]
         if config.tidy.enabled:
             tidy = Tidy(store, keep=config.tidy.keep, interval=config.tidy.interval)
             pace = min(config.tidy.interval.total_seconds() / 4, TIDY_SECONDS)
@@ -167,7 +177,8 @@ async def _serve(config: Config, pipe: Connection) -> None:
         duties += _federation_duties(store, federations)
         start(Upkeep(store.leadership("upkeep"), duties).run())
         http = bind(config.http.listen.host, config.http.listen.port)
-        await stack.enter_async_context(serve_http(build_http_api(probe), http))
+        application = build_http_api(probe, issuers, bundles, crls, crl_max_age=config.crl.delay)
+        await stack.enter_async_context(serve_http(application, http))
         await probe.probe()
         start(probe.follow(PROBE_SECONDS))
 
@@ -213,6 +224,15 @@ def _federation_duties(store: Store, federations: Sequence[Federation]) -> list[
             for one in federations
         ),
     ]
+
+
+def _crl_times(config: Config) -> CrlTimes:
+    return CrlTimes(
+        lifetime=config.crl.lifetime,
+        interval=config.crl.interval,
+        delay=config.crl.delay,
+        delta_lifetime=config.crl.delta_lifetime,
+    )
 
 
 def _count_token_check(authenticator: str, outcome: str) -> None:

@@ -3,6 +3,9 @@
 from meshmint_server.authority.bundle_feed import TrustBundleFeed
 from meshmint_server.authority.bundle_fetch import FetchFailed
 from meshmint_server.authority.ceremony import create_csr, import_chain
+from meshmint_server.authority.crl_book import CrlBook, PublishedCrl
+from meshmint_server.authority.crl_publisher import CrlPublisher
+from meshmint_server.authority.crl_schedule import CrlTimes
 from meshmint_server.authority.description import IssuerDescription, describe
 from meshmint_server.authority.examination import Examination, Expiry, examine_issuer, expiry_of
 from meshmint_server.authority.federation import (
@@ -13,6 +16,7 @@ from meshmint_server.authority.federation import (
     read_bundle_file,
 )
 from meshmint_server.authority.issuers import Issuer, IssuerBook
+from meshmint_server.authority.locations import Locations, Publication
 from meshmint_server.authority.path import has_signed
 from meshmint_server.authority.rotation import Rotation, RotationRules, RotationStep, decide
 from meshmint_server.authority.rotation_words import describe_rotation
@@ -22,6 +26,9 @@ from meshmint_server.authority.upstream import UpstreamCommand
 
 __all__ = [
     "BundleFetcher",
+    "CrlBook",
+    "CrlPublisher",
+    "CrlTimes",
     "Examination",
     "Expiry",
     "FederatedBundles",
@@ -30,6 +37,9 @@ __all__ = [
     "Issuer",
     "IssuerBook",
     "IssuerDescription",
+    "Locations",
+    "Publication",
+    "PublishedCrl",
     "Rotation",
     "RotationRules",
     "RotationStep",

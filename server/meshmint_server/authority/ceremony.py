@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from meshmint_server.authority.fitness import faults_of_path
+from meshmint_server.authority.locations import Locations
 from meshmint_server.authority.material import read_certificates
 from meshmint_server.authority.path import BrokenPath, find_path, is_self_signed, shown
 from meshmint_server.authority.rotation import RotationRules
@@ -62,6 +63,7 @@ async def create_csr(
     subject: x509.Name | None = None,
     crl_shards: int = 1,
     crl_url: str | None = None,
+    locations: Locations | None = None,
     at_revision: int | None = None,
 ) -> tuple[IssuerRow, str]:
     """Makes an issuer that waits for its certificate: a key in the token, and its CSR.
@@ -82,6 +84,8 @@ async def create_csr(
             is added either way, so that no two issuers have the same subject.
         crl_shards: Into how many its CRL is split, for life.
         crl_url: Base URL of the distribution points of a CRL that is split, for life.
+        locations: Where the root's CRL, OCSP and certificate are. The CSR asks for them,
+            and it is the root's operator who puts them into the certificate.
         at_revision: Makes a new issuer only if none has changed since.
 
     Returns:
@@ -103,6 +107,8 @@ async def create_csr(
     except ValueError:
         known = ", ".join(KeyAlgorithmName)
         raise _bad_field("algorithm", f"The kind of key is one of {known}.") from None
+    if crl_shards > 1 and crl_url is None:
+        raise _bad_field("crl_url", "A CRL that is split needs a URL to tell its parts apart.")
     if subject is None:
         subject = _default_subject(common_name or f"Meshmint {name}", trust_domain)
     async with _alone(store):
@@ -144,7 +150,7 @@ async def create_csr(
             "algorithm",
             f"The issuer '{name}' waits for its certificate with a key of the kind {present}.",
         )
-    return row, await _sign_csr(key, subject, trust_domain)
+    return row, await _sign_csr(key, subject, trust_domain, locations)
 
 
 @asynccontextmanager
@@ -327,7 +333,9 @@ def _subject_of(subject: x509.Name, public_key: bytes) -> x509.Name:
     return x509.Name([*subject, x509.NameAttribute(NameOID.SERIAL_NUMBER, key_id)])
 
 
-async def _sign_csr(key: SigningKey, subject: x509.Name, trust_domain: TrustDomain) -> str:
+async def _sign_csr(
+    key: SigningKey, subject: x509.Name, trust_domain: TrustDomain, locations: Locations | None
+) -> str:
     usages = dict.fromkeys(
         (
             "digital_signature",
@@ -351,6 +359,8 @@ async def _sign_csr(key: SigningKey, subject: x509.Name, trust_domain: TrustDoma
         )
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key), critical=False)
     )
+    for extension in () if locations is None else locations.extensions():
+        builder = builder.add_extension(extension, critical=False)
     algorithm = default_algorithm(key.public_key)
     unsigned = capture(
         lambda private_key, digest, padding: builder.sign(private_key, digest, rsa_padding=padding),

@@ -17,6 +17,8 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from meshmint_server.authority.locations import Publication
+from meshmint_server.authority.sharding import shard_of
 from meshmint_server.errors import InvalidRequest, IssuerNotReady, KeyUnavailable, MeshmintError
 from meshmint_server.keys import (
     KeyAttributes,
@@ -48,6 +50,8 @@ class Issuer:
         not_after: When the first certificate of the chain, root included, expires.
         crl_shards: Into how many its CRL is split.
         crl_url: Base URL in the distribution points of a CRL that is split.
+        locations: What leaves say of where its CRLs, OCSP and its certificate are: for
+            each shard the extensions, none of them critical; empty if nothing is said.
     """
 
     name: str
@@ -62,15 +66,27 @@ class Issuer:
     not_after: datetime
     crl_shards: int = 1
     crl_url: str | None = None
+    locations: tuple[tuple[x509.ExtensionType, ...], ...] = ()
+
+    def locations_for(self, serial: int) -> tuple[x509.ExtensionType, ...]:
+        """What the leaf with this serial number says of where CRL and the others are."""
+        return self.locations[shard_of(serial, self.crl_shards)] if self.locations else ()
 
 
 class IssuerBook:
     """Issuers by name, read from the store whenever their revision changes."""
 
-    def __init__(self, store: Store, keyring: KeyRing, trust_domain: TrustDomain) -> None:
+    def __init__(
+        self,
+        store: Store,
+        keyring: KeyRing,
+        trust_domain: TrustDomain,
+        publication: Publication | None = None,
+    ) -> None:
         self._store = store
         self._keyring = keyring
         self._trust_domain = trust_domain
+        self._publication = publication or Publication()
         self._revision = -1
         self._sequence = 0
         self._changed = asyncio.Event()
@@ -101,10 +117,9 @@ class IssuerBook:
                 keys[row.key_uri, row.public_key] = key
                 if complaint is not None:
                     complaints.add((row.name, complaint))
-                    if row.state is not IssuerState.RETIRED:
-                        revision = -1  # look again
+                    revision = -1  # look again: a retired one signs CRLs, too
                 try:
-                    issuers[row.name] = _issuer(row, row.certificate, key)
+                    issuers[row.name] = _issuer(row, row.certificate, key, self._publication)
                 except (ValueError, x509.ExtensionNotFound):
                     # Nothing that was imported here; others must not suffer for it.
                     complaints.add((row.name, "ISSUER_UNREADABLE"))
@@ -224,7 +239,7 @@ def _with_trust_bundle(issuers: Mapping[str, Issuer]) -> dict[str, Issuer]:
     }
 
 
-def _issuer(row: IssuerRow, der: bytes, key: SigningKey) -> Issuer:
+def _issuer(row: IssuerRow, der: bytes, key: SigningKey, publication: Publication) -> Issuer:
     certificate = x509.load_der_x509_certificate(der)
     chain = [x509.load_der_x509_certificate(one) for one in row.chain]
     roots = [x509.load_der_x509_certificate(one) for one in row.roots]
@@ -244,6 +259,10 @@ def _issuer(row: IssuerRow, der: bytes, key: SigningKey) -> Issuer:
         not_after=min(one.not_valid_after_utc for one in (certificate, *chain, *roots)),
         crl_shards=row.crl_shards,
         crl_url=row.crl_url,
+        locations=tuple(
+            publication.locations(row.name, shard, row.crl_url).extensions()
+            for shard in range(row.crl_shards)
+        ),
     )
 
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from cryptography import x509
 
 from meshmint_server.authority.ceremony import create_csr, import_chain
+from meshmint_server.authority.locations import Locations
 from meshmint_server.authority.rotation import Rotation, RotationRules, decide
 from meshmint_server.authority.states import activated, changed_meanwhile, gone
 from meshmint_server.errors import NotFound, PreconditionFailed
@@ -34,6 +35,7 @@ class Succession:
         clock: The present.
         crl_shards: Into how many the CRLs of issuers made from now on are split.
         crl_url: Base URL of the distribution points of CRLs that are split.
+        root_locations: What CSRs of issuers ask the root to name.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Succession:
         clock: Callable[[], datetime],
         crl_shards: int = 1,
         crl_url: str | None = None,
+        root_locations: Locations | None = None,
     ) -> None:
         self._store = store
         self._keyring = keyring
@@ -56,6 +59,7 @@ class Succession:
         self._clock = clock
         self._crl_shards = crl_shards
         self._crl_url = crl_url
+        self._root_locations = root_locations
 
     async def rotation(self) -> Rotation:
         """How far the rotation is.
@@ -102,6 +106,7 @@ class Succession:
             subject=subject,
             crl_shards=self._crl_shards,
             crl_url=self._crl_url,
+            locations=self._root_locations,
             at_revision=at_revision,
         )
 

@@ -4,10 +4,11 @@ It sits above the rooms because it is made of the settings that they define;
 only `app` builds objects from it. It never holds a secret, only where one is.
 """
 
+from meshmint_server.config.crl import CrlSettings
 from meshmint_server.config.federation import FederationSettings
 from meshmint_server.config.fields import HostPort, UnixSocket
 from meshmint_server.config.listeners import BundleEndpointSettings, HttpSettings, TlsSettings
-from meshmint_server.config.publication import PublicationSettings
+from meshmint_server.config.publication import PublicationSettings, RootPublicationSettings
 from meshmint_server.config.rotation import RotationSettings, UpstreamSettings
 from meshmint_server.config.tidy import TidySettings
 from meshmint_server.config.whole import Config, ConfigError, LogSettings
@@ -16,11 +17,13 @@ __all__ = [
     "BundleEndpointSettings",
     "Config",
     "ConfigError",
+    "CrlSettings",
     "FederationSettings",
     "HostPort",
     "HttpSettings",
     "LogSettings",
     "PublicationSettings",
+    "RootPublicationSettings",
     "RotationSettings",
     "TidySettings",
     "TlsSettings",

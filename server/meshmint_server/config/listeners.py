@@ -51,7 +51,10 @@ class TlsSettings(Section):
 
 
 class HttpSettings(Section):
-    """The HTTP port for health and metrics. Anybody who reaches it may read it."""
+    """The HTTP port: health, metrics, CRLs, CA certificates, trust bundle.
+
+    Anybody who reaches it may read all of it.
+    """
 
     listen: TcpAddress = HostPort("127.0.0.1", 8080)
 

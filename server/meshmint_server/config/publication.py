@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from meshmint_server.config.fields import Section
 
-__all__ = ["PublicationSettings"]
+__all__ = ["PublicationSettings", "RootPublicationSettings"]
 
 # ASCII that needs no escape, no user, no query and no fragment: what goes into
 # certificates for years is not the place for surprises.
@@ -20,7 +20,7 @@ _URL = re.compile(
 _LONGEST_URL = 200
 
 
-def _base_url(value: str) -> str:
+def _plain_url(value: str) -> str:
     segments = value.split("/")[3:]
     if (
         len(value) > _LONGEST_URL
@@ -40,7 +40,21 @@ def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
-BaseUrl = Annotated[str, AfterValidator(_base_url)]
+Url = Annotated[str, AfterValidator(_plain_url)]
+
+
+class RootPublicationSettings(Section):
+    """Where the root's CRL, OCSP responder and certificate are: `ca csr` asks for them.
+
+    Attributes:
+        crl: URL of the root's CRL.
+        ocsp: URL of its OCSP responder.
+        ca: URL of its certificate, DER.
+    """
+
+    crl: Url | None = None
+    ocsp: Url | None = None
+    ca: Url | None = None
 
 
 class PublicationSettings(Section):
@@ -54,15 +68,17 @@ class PublicationSettings(Section):
         crl_shards: Into how many CRLs the revocations of an issuer are split, for issuers
             made from now on. More than 1 needs ``url``, which then stays with the issuer
             for life.
+        root: What the certificates of issuers themselves name.
     """
 
-    url: BaseUrl | None = None
+    url: Url | None = None
     include: Annotated[tuple[Literal["crl", "ocsp", "ca"], ...], AfterValidator(_distinct)] = (
         "crl",
         "ocsp",
         "ca",
     )
     crl_shards: Annotated[int, Field(ge=1, le=256)] = 1
+    root: RootPublicationSettings = RootPublicationSettings()
 
     @model_validator(mode="after")
     def _check_shards(self) -> PublicationSettings:

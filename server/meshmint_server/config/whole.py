@@ -20,6 +20,7 @@ from pydantic import (
 
 from meshmint_server.audit import LogFormat, LogLevel
 from meshmint_server.authn import AuthenticatorSettings, refuse_conflicts
+from meshmint_server.config.crl import CrlSettings
 from meshmint_server.config.federation import FederationSettings, refuse_repeated
 from meshmint_server.config.fields import (
     HostPort,
@@ -75,6 +76,7 @@ class Config(Section):
         bundle_endpoint: The SPIFFE bundle endpoint.
         federation: Other trust domains whose bundles are fetched and handed out.
         publication: Where certificates say that CRLs, OCSP and CA certificates are.
+        crl: How long CRLs live and how soon they are replaced.
         store: Where records, roles and issuers are kept: ``sqlite:////absolute/path.db``
             or ``postgresql://user@host/database?password_file=/path``.
         tidy: How long expired records are kept there.
@@ -100,6 +102,7 @@ class Config(Section):
     bundle_endpoint: BundleEndpointSettings = BundleEndpointSettings()
     federation: Annotated[tuple[FederationSettings, ...], AfterValidator(refuse_repeated)] = ()
     publication: PublicationSettings = PublicationSettings()
+    crl: CrlSettings = CrlSettings()
     # It may hold a password, however little we ask for one.
     store: Annotated[str, AfterValidator(_store_url), Field(repr=False)]
     tidy: TidySettings = TidySettings()

@@ -1,16 +1,19 @@
-"""The HTTP edge: health, readiness, metrics, trust bundle. It has no authority of its own."""
+"""The HTTP edge: health, metrics, and what an authority publishes. It has no authority itself."""
 
 from __future__ import annotations
 
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from datetime import timedelta
 
-from meshmint_server import telemetry
+from starlette.applications import Starlette
+
+from meshmint_server.authority import CrlBook, IssuerBook, TrustBundleFeed
 from meshmint_server.http_api.bundle_endpoint import build_bundle_endpoint
+from meshmint_server.http_api.certificates import certificate_routes
+from meshmint_server.http_api.crls import crl_routes
 from meshmint_server.http_api.listener import bind, serve_http
+from meshmint_server.http_api.operation import operation_routes
 from meshmint_server.http_api.server_tls import CertificateFiles, ServerTls
+from meshmint_server.http_api.trust_bundle import bundle_route
 from meshmint_server.issuance import ReadinessProbe
 
 __all__ = [
@@ -23,30 +26,32 @@ __all__ = [
 ]
 
 
-def build_http_api(probe: ReadinessProbe) -> Starlette:
-    """The application behind the HTTP port."""
+def build_http_api(
+    probe: ReadinessProbe,
+    issuers: IssuerBook,
+    bundles: TrustBundleFeed,
+    crls: CrlBook,
+    *,
+    crl_max_age: timedelta,
+) -> Starlette:
+    """The application behind the HTTP port.
 
-    async def healthz(_request: Request) -> Response:
-        """Alive: the event loop answers."""
-        return PlainTextResponse("ok\n")
-
-    async def readyz(_request: Request) -> Response:
-        """Ready: a real signature was made lately with the real key."""
-        current = probe.current
-        return JSONResponse(
-            {"ready": current.is_ready, "reason": current.reason},
-            status_code=200 if current.is_ready else 503,
-        )
-
-    async def metrics(_request: Request) -> Response:
-        return Response(
-            telemetry.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8"
-        )
-
-    return Starlette(
+    Args:
+        probe: Whether this worker is ready.
+        issuers: Whose certificates are handed out.
+        bundles: The trust bundle.
+        crls: The CRLs.
+        crl_max_age: How long caches may keep a CRL.
+    """
+    application = Starlette(
         routes=[
-            Route("/healthz", healthz),
-            Route("/readyz", readyz),
-            Route("/metrics", metrics),
+            *operation_routes(probe),
+            *certificate_routes(issuers),
+            *crl_routes(crls, issuers, crl_max_age),
+            bundle_route(bundles, "/bundle.json"),
+            bundle_route(bundles, "/bundle.pem", "pem"),
         ]
     )
+    # To where the Host header says: a path that names nothing is not found.
+    application.router.redirect_slashes = False
+    return application

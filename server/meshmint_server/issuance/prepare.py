@@ -80,7 +80,7 @@ def prepare(decision: Decision, issuer: Issuer, public_key: PublicKey, now: date
         not_valid_after=decision.not_after,
         extensions=[
             x509.Extension(extension.oid, critical, extension)
-            for extension, critical in _extensions(decision, issuer, public_key)
+            for extension, critical in _extensions(decision, issuer, public_key, serial)
         ],
     )
     algorithm = default_algorithm(
@@ -102,7 +102,7 @@ def prepare(decision: Decision, issuer: Issuer, public_key: PublicKey, now: date
 
 
 def _extensions(
-    decision: Decision, issuer: Issuer, public_key: PublicKey
+    decision: Decision, issuer: Issuer, public_key: PublicKey, serial: int
 ) -> list[tuple[x509.ExtensionType, bool]]:
     """The extensions and whether each is critical, in RFC 5280's order of sections."""
     extensions: list[tuple[x509.ExtensionType, bool]] = [
@@ -121,4 +121,5 @@ def _extensions(
         extensions.append((x509.BasicConstraints(ca=False, path_length=None), True))
     if decision.ext_key_usages:
         extensions.append((x509.ExtendedKeyUsage(decision.ext_key_usages), False))
+    extensions += [(location, False) for location in issuer.locations_for(serial)]
     return extensions

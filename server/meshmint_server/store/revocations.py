@@ -16,6 +16,7 @@ from meshmint_server.store.rows import CrlKind, CrlRow, RevocationRow, RevokedSe
 from meshmint_server.store.schema import crls, revocations
 
 __all__ = [
+    "delete_crl",
     "delete_crls",
     "fetch_crl",
     "fetch_crl_states",
@@ -166,6 +167,16 @@ async def delete_crls(connection: AsyncConnection, issuer: str) -> None:
     """Takes an issuer's CRLs back: for one that is gone."""
     await advance(connection, "crls")
     await connection.execute(delete(crls).where(crls.c.issuer == issuer))
+
+
+async def delete_crl(connection: AsyncConnection, issuer: str, shard: int, kind: CrlKind) -> None:
+    """Takes one CRL back."""
+    await advance(connection, "crls")
+    await connection.execute(
+        delete(crls).where(
+            crls.c.issuer == issuer, crls.c.shard == shard, crls.c.kind == kind.value
+        )
+    )
 
 
 async def fetch_crl(

@@ -317,6 +317,10 @@ class Store:
         """Every CRL, without its document."""
         return await self.database.run(revocations.fetch_crl_states)
 
+    async def delete_crl(self, issuer: str, shard: int, kind: CrlKind) -> None:
+        """Takes one CRL back."""
+        await self._write(lambda c: revocations.delete_crl(c, issuer, shard, kind))
+
     async def delete_crls(self, issuer: str) -> None:
         """Takes the CRLs of an issuer back."""
         await self._write(lambda connection: revocations.delete_crls(connection, issuer))
