@@ -258,7 +258,8 @@ The API is `meshmint.v1`; its sources, with the same words, are in
 [proto/](../../proto/meshmint/v1). It only grows: a test freezes names, numbers and types.
 Reflection (`grpc.reflection.v1alpha`) and health checks (`grpc.health.v1`, overall and per
 service) are on the same port. A credential is a bearer token in the metadata: `authorization:
-Bearer <token>`. `GetChain`, `WatchTrustBundle`, health and reflection need none.
+Bearer <token>`. `GetChain`, `WatchTrustBundle`, `Revoke` with a proof of possession, health and
+reflection need none.
 """
 
 _FILES = ("certificate_service.proto", "admin_service.proto", "role.proto")

@@ -83,7 +83,8 @@ class Config(Section):
         keys: Where signing keys are.
         rotation: How issuers succeed each other.
         authenticators: Who vouches for callers; at least one is needed to issue.
-        admins: Callers that may use AdminService; a matcher that matches everybody is refused.
+        admins: Callers that may use AdminService, and revoke any certificate; a matcher that
+            matches everybody is refused.
         default_ttl: Lifetime where neither role nor request says one.
         max_ttl: The longest lifetime that any role can give.
         workers: Number of worker processes.
