@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 from urllib.parse import urljoin, urlsplit
 
 import httpx
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshmint_server.spiffe import SpiffeId
 
@@ -34,14 +31,6 @@ class FetchFailed(Exception):
     """The bundle could not be had, or not from whom it must come; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Expectation:
-    """What a server must show before it is asked."""
-
-    context: ssl.SSLContext
-    spiffe_id: SpiffeId | None = None
-
-
 async def fetch_over_web(url: str, ca: bytes | None) -> bytes:
     """The document at a URL whose server the web's PKI vouches for (section 5.2.1).
 
@@ -52,11 +41,15 @@ async def fetch_over_web(url: str, ca: bytes | None) -> bytes:
     Raises:
         FetchFailed: It could not be had.
     """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        context = ssl.create_default_context(cadata=None if ca is None else ca.decode("ascii"))
-    except (ssl.SSLError, ValueError) as error:
+        if ca is None:
+            context.load_default_certs()
+        else:  # an empty file is an error, and never the system's roots
+            context.load_verify_locations(cadata=ca.decode("ascii"))
+    except (OSError, ValueError) as error:
         raise FetchFailed("its CA file holds no certificates in PEM") from error
-    return await _fetch(url, _Expectation(_tightened(context)))
+    return await _fetch(url, _tightened(context))
 
 
 async def fetch_over_spiffe(url: str, spiffe_id: SpiffeId, roots: Sequence[bytes]) -> bytes:
@@ -72,15 +65,25 @@ async def fetch_over_spiffe(url: str, spiffe_id: SpiffeId, roots: Sequence[bytes
     """
     if not roots:
         raise FetchFailed(f"the bundle of {spiffe_id.trust_domain} trusts nobody")
+
+    class EndpointTls(ssl.SSLObject):
+        """Fails the handshake with anybody else, so that a stranger sees no request."""
+
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            _require_spiffe_id(self.getpeercert(binary_form=True), spiffe_id)
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.sslobject_class = EndpointTls
     context.check_hostname = False  # the SPIFFE ID stands in its place
-    context.load_verify_locations(
-        cadata="".join(
-            x509.load_der_x509_certificate(root).public_bytes(Encoding.PEM).decode("ascii")
-            for root in roots
-        )
-    )
-    return await _fetch(url, _Expectation(_tightened(context), spiffe_id))
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a root here need not be self-signed
+    try:
+        context.load_verify_locations(cadata=b"".join(roots))
+    except OSError as error:
+        raise FetchFailed(
+            f"the bundle of {spiffe_id.trust_domain} holds what TLS does not take"
+        ) from error
+    return await _fetch(url, _tightened(context))
 
 
 def _tightened(context: ssl.SSLContext) -> ssl.SSLContext:
@@ -89,17 +92,17 @@ def _tightened(context: ssl.SSLContext) -> ssl.SSLContext:
     return context
 
 
-async def _fetch(url: str, expected: _Expectation) -> bytes:
+async def _fetch(url: str, context: ssl.SSLContext) -> bytes:
     try:
         # One limit for all of it: a server that sends a byte now and then ends here, too.
         async with (
             asyncio.timeout(_SECONDS),
             httpx.AsyncClient(
-                verify=expected.context, trust_env=False, follow_redirects=False, timeout=_SECONDS
+                verify=context, trust_env=False, follow_redirects=False, timeout=_SECONDS
             ) as client,
         ):
             for _ in range(_MOST_REDIRECTS + 1):
-                found = await _get(client, url, expected)
+                found = await _get(client, url)
                 if isinstance(found, bytes):
                     return found
                 url = found
@@ -110,17 +113,10 @@ async def _fetch(url: str, expected: _Expectation) -> bytes:
     raise FetchFailed(f"it redirects more than {_MOST_REDIRECTS} times")
 
 
-async def _get(client: httpx.AsyncClient, url: str, expected: _Expectation) -> bytes | str:
+async def _get(client: httpx.AsyncClient, url: str) -> bytes | str:
     """The document, or the URL that it is to be had at for now."""
-
-    async def verify(event: str, info: Mapping[str, Any]) -> None:
-        # Between the handshake and the request: the server is known, and nothing was asked.
-        if event == "connection.start_tls.complete" and expected.spiffe_id is not None:
-            connection = info["return_value"].get_extra_info("ssl_object")
-            _require_spiffe_id(connection.getpeercert(binary_form=True), expected.spiffe_id)
-
     headers = {"accept": "application/json", "accept-encoding": "identity", "connection": "close"}
-    async with client.stream("GET", url, headers=headers, extensions={"trace": verify}) as response:
+    async with client.stream("GET", url, headers=headers) as response:
         if response.status_code in _TEMPORARY:
             return _target(url, response.headers.get("location"))
         if response.status_code != httpx.codes.OK:
@@ -137,30 +133,39 @@ async def _get(client: httpx.AsyncClient, url: str, expected: _Expectation) -> b
 
 def _target(url: str, location: str | None) -> str:
     """Where a temporary redirect leads; the same server must be found there (section 5.2)."""
-    target = urljoin(url, location or "")
-    parts = urlsplit(target)
-    if not location or parts.scheme != "https" or not parts.hostname or "@" in parts.netloc:
+    try:
+        target = urljoin(url, location or "")
+        parts = urlsplit(target)
+        is_fit = bool(parts.hostname) and parts.port != 0  # a port over 65535 is a ValueError
+    except ValueError:
+        is_fit = False
+    if not location or not is_fit or parts.scheme != "https" or "@" in parts.netloc:
         raise FetchFailed("it redirects to what is no https URL")
     return target
 
 
 def _require_spiffe_id(certificate: bytes | None, spiffe_id: SpiffeId) -> None:
-    """Refuses a server that is not this X509-SVID (X509-SVID, section 5.2)."""
+    """Refuses a leaf that is not this X509-SVID (X509-SVID, section 5.2)."""
     try:
-        if certificate is None:
-            raise FetchFailed("its server shows no certificate")
-        extensions = x509.load_der_x509_certificate(certificate).extensions
+        extensions = x509.load_der_x509_certificate(certificate or b"").extensions
         names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+    except (
+        ValueError,
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    ) as error:
         raise FetchFailed("its server's certificate has no SPIFFE ID") from error
-    if uris != [str(spiffe_id)]:
+    if names.get_values_for_type(x509.UniformResourceIdentifier) != [str(spiffe_id)]:
         raise FetchFailed(f"its server is not {spiffe_id}")
-    try:
-        if extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            raise FetchFailed("its server shows the certificate of a CA")
-    except x509.ExtensionNotFound:
-        pass
+    if any(_makes_a_ca(extension.value) for extension in extensions):
+        raise FetchFailed("its server shows the certificate of a CA")
+
+
+def _makes_a_ca(value: x509.ExtensionType) -> bool:
+    if isinstance(value, x509.BasicConstraints):
+        return value.ca
+    return isinstance(value, x509.KeyUsage) and (value.key_cert_sign or value.crl_sign)
 
 
 def _cause(error: BaseException) -> str:

@@ -63,14 +63,14 @@ class Federation:
     ca_file: Path | None = None
 
 
-def read_bundle_file(path: Path) -> ReceivedBundle:
-    """A bundle document in a file.
+def read_bundle_file(path: Path, trust_domain: TrustDomain) -> ReceivedBundle:
+    """A trust domain's bundle document in a file.
 
     Raises:
         FetchFailed: It cannot be read, or is none.
     """
     try:
-        return parse_bundle(_read(path))
+        return parse_bundle(_read(path), trust_domain)
     except InvalidBundle as error:
         raise FetchFailed(f"the bundle in {path} cannot be used: {error}") from error
 
@@ -135,24 +135,15 @@ class BundleFetcher:
 
     async def _fetch(self) -> timedelta:
         """Fetches, checks and keeps the bundle; tells when to look again."""
-        _, rows = await self._store.load_federated_bundles()
-        known = {row.trust_domain: row for row in rows}
+        _, known = await self._store.load_federated_bundles()
         document = await self._download(known)
         try:
-            bundle = parse_bundle(document)
+            bundle = parse_bundle(document, self._federation.trust_domain)
         except InvalidBundle as error:
             raise FetchFailed(f"its answer is no trust bundle: {error}") from error
-        before = known.get(str(self._federation.trust_domain))
-        if (
-            before is not None
-            and before.sequence is not None
-            and (bundle.sequence is None or bundle.sequence < before.sequence)
-        ):
-            # Section 4.2: an older bundle may trust again what was taken back since.
-            raise FetchFailed(
-                f"its bundle went backwards: spiffe_sequence was {before.sequence} and is "
-                f"{'missing' if bundle.sequence is None else bundle.sequence}"
-            )
+        before = _readable(known).get(self._federation.trust_domain)
+        if before is not None:
+            _refuse_backwards(bundle, before)
         await self._store.put_federated_bundle(
             FederatedBundleRow(
                 trust_domain=str(self._federation.trust_domain),
@@ -161,7 +152,7 @@ class BundleFetcher:
                 fetched_at=self._clock(),
             )
         )
-        if before is None or before.document != document:
+        if before is None or set(before.roots) != set(bundle.roots):
             _log.info(
                 "a federated bundle has changed",
                 trust_domain=str(self._federation.trust_domain),
@@ -170,7 +161,7 @@ class BundleFetcher:
             )
         return min(max(bundle.refresh_hint or _DEFAULT_HINT, _SHORTEST), _LONGEST)
 
-    async def _download(self, known: Mapping[str, FederatedBundleRow]) -> bytes:
+    async def _download(self, known: Sequence[FederatedBundleRow]) -> bytes:
         federation = self._federation
         if federation.endpoint_spiffe_id is None:
             ca = None
@@ -178,17 +169,34 @@ class BundleFetcher:
                 ca = await asyncio.to_thread(_read, federation.ca_file)
             return await fetch_over_web(federation.url, ca)
         # Once fetched, a bundle that serves itself is verified with what it said last.
-        kept = known.get(str(federation.endpoint_spiffe_id.trust_domain))
+        server = federation.endpoint_spiffe_id.trust_domain
+        kept = _readable(known).get(server)
         if kept is not None:
-            roots = parse_bundle(kept.document).roots
+            roots = kept.roots
         elif federation.bundle_file is not None:
-            roots = (await asyncio.to_thread(read_bundle_file, federation.bundle_file)).roots
+            first = await asyncio.to_thread(read_bundle_file, federation.bundle_file, server)
+            roots = first.roots
         else:
-            raise FetchFailed(
-                f"there is no bundle of {federation.endpoint_spiffe_id.trust_domain} yet to "
-                "verify its server with"
-            )
+            raise FetchFailed(f"there is no bundle of {server} yet to verify its server with")
         return await fetch_over_spiffe(federation.url, federation.endpoint_spiffe_id, roots)
+
+
+def _refuse_backwards(bundle: ReceivedBundle, before: ReceivedBundle) -> None:
+    """Section 4.1.2: an older bundle may trust again what was taken back since.
+
+    And one number stands for one set of roots: of two, nobody knows which is newer.
+    """
+    if before.sequence is None:
+        return
+    if bundle.sequence is None or bundle.sequence < before.sequence:
+        raise FetchFailed(
+            f"its bundle went backwards: spiffe_sequence was {before.sequence} and is "
+            f"{'missing' if bundle.sequence is None else bundle.sequence}"
+        )
+    if bundle.sequence == before.sequence and set(bundle.roots) != set(before.roots):
+        raise FetchFailed(
+            f"its bundle has other roots under the same spiffe_sequence, {bundle.sequence}"
+        )
 
 
 async def forget_removed(store: Store, federations: Sequence[Federation]) -> None:
@@ -212,7 +220,6 @@ class FederatedBundles:
         self._store = store
         self._names = frozenset(one.trust_domain for one in federations)
         self._revision = -1
-        self._documents: Mapping[TrustDomain, bytes] = {}
         self._bundles: Mapping[TrustDomain, TrustBundle] = MappingProxyType({})
         self._changed = asyncio.Event()
 
@@ -254,22 +261,14 @@ class FederatedBundles:
         if not self._names or await self._store.federation_revision() == self._revision:
             return
         revision, rows = await self._store.load_federated_bundles()
-        documents = {TrustDomain(row.trust_domain): row.document for row in rows}
         for row in rows:
             telemetry.BUNDLE_FETCHED.labels(row.trust_domain).set(row.fetched_at.timestamp())
-        self._revision = revision
-        if documents == self._documents:
-            return
-        self._bundles = MappingProxyType(
-            {
-                trust_domain: self._bundles[trust_domain]
-                if self._documents.get(trust_domain) == document
-                else _bundle(trust_domain, document)
-                for trust_domain, document in documents.items()
-                if trust_domain in self._names
-            }
-        )
-        self._documents = documents
+        bundles = {
+            trust_domain: _same_or_new(self._bundles.get(trust_domain), trust_domain, received)
+            for trust_domain, received in _readable(rows).items()
+            if trust_domain in self._names
+        }
+        self._bundles, self._revision = MappingProxyType(bundles), revision
         self.wake()
 
     async def follow(self, interval: float) -> None:
@@ -282,11 +281,26 @@ class FederatedBundles:
                 _log.warning("federated bundles could not be refreshed", reason=error.reason)
 
 
-def _bundle(trust_domain: TrustDomain, document: bytes) -> TrustBundle:
-    received = parse_bundle(document)  # it was parsed before it was kept
-    return TrustBundle(
+def _same_or_new(
+    before: TrustBundle | None, trust_domain: TrustDomain, received: ReceivedBundle
+) -> TrustBundle:
+    """The bundle; the one before if nothing is new, so that no watcher is told of it."""
+    bundle = TrustBundle(
         trust_domain,
         received.roots,
         received.sequence or 0,
         received.refresh_hint or _DEFAULT_HINT,
     )
+    return before if before is not None and before == bundle else bundle
+
+
+def _readable(rows: Sequence[FederatedBundleRow]) -> dict[TrustDomain, ReceivedBundle]:
+    """What was kept. A row that was damaged counts as none, and is fetched anew."""
+    found: dict[TrustDomain, ReceivedBundle] = {}
+    for row in rows:
+        try:
+            trust_domain = TrustDomain(row.trust_domain)
+            found[trust_domain] = parse_bundle(row.document, trust_domain)
+        except ValueError:
+            _log.warning("a federated bundle in the store cannot be read", name=row.trust_domain)
+    return found

@@ -18,12 +18,14 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshmint_server.spiffe.bundle import key_parameters
+from meshmint_server.spiffe.id import SCHEME, InvalidSpiffeId, SpiffeId, TrustDomain
 
 __all__ = ["InvalidBundle", "ReceivedBundle", "parse_bundle"]
 
 _LARGEST = 1024 * 1024
 _MOST_KEYS = 200
-_LARGEST_SEQUENCE = 2**64 - 1
+_LARGEST_SEQUENCE = 2**63 - 1  # what a database holds
+_KEY_TYPES = ("EC", "OKP", "RSA")
 _LONGEST_HINT = 366 * 86400
 
 
@@ -47,8 +49,12 @@ class ReceivedBundle:
     refresh_hint: timedelta | None
 
 
-def parse_bundle(document: bytes) -> ReceivedBundle:
+def parse_bundle(document: bytes, trust_domain: TrustDomain) -> ReceivedBundle:
     """Reads a bundle document: a JWK Set with SPIFFE's members.
+
+    Args:
+        document: JSON in UTF-8, of at most 1 MiB.
+        trust_domain: Whose bundle it shall be; the document does not say.
 
     Raises:
         InvalidBundle: It is none, or something in it cannot be what it claims to be.
@@ -57,7 +63,9 @@ def parse_bundle(document: bytes) -> ReceivedBundle:
         raise InvalidBundle(f"it is larger than {_LARGEST} bytes")
     try:
         members = json.loads(document.decode("utf-8"), object_pairs_hook=_without_repetition)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except InvalidBundle:
+        raise
+    except (ValueError, RecursionError):  # too long a number is a plain ValueError
         raise InvalidBundle("it is not JSON in UTF-8") from None
     if not isinstance(members, dict):
         raise InvalidBundle("it is not a JSON object")
@@ -66,7 +74,7 @@ def parse_bundle(document: bytes) -> ReceivedBundle:
         raise InvalidBundle("it has no array 'keys'")
     if len(keys) > _MOST_KEYS:
         raise InvalidBundle(f"it has more than {_MOST_KEYS} keys")
-    roots = [_root(key) for key in keys if _is_for_x509(key)]
+    roots = [_root(key, trust_domain) for key in keys if _is_for_x509(key)]
     hint = _whole_number(members, "spiffe_refresh_hint", _LONGEST_HINT)
     return ReceivedBundle(
         roots=tuple(dict.fromkeys(roots)),
@@ -95,10 +103,10 @@ def _is_for_x509(key: object) -> bool:
     """Whether an entry is about X509-SVIDs; others are for others (section 4.2.2)."""
     if not isinstance(key, dict):
         raise InvalidBundle("an entry of 'keys' is not an object")
-    return key.get("use") == "x509-svid"
+    return key.get("use") == "x509-svid" and key.get("kty") in _KEY_TYPES
 
 
-def _root(key: dict[str, Any]) -> bytes:
+def _root(key: dict[str, Any], trust_domain: TrustDomain) -> bytes:
     chain = key.get("x5c")
     # Section 4.2.2: exactly one, and readers take the first.
     if not isinstance(chain, list) or not chain or not isinstance(chain[0], str):
@@ -108,6 +116,7 @@ def _root(key: dict[str, Any]) -> bytes:
         certificate = x509.load_der_x509_certificate(der)
         parameters = key_parameters(certificate.public_key())
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        names = _uris(certificate)
     except x509.ExtensionNotFound:
         raise InvalidBundle("a certificate is not that of a CA") from None
     except (
@@ -124,4 +133,24 @@ def _root(key: dict[str, Any]) -> bytes:
         raise InvalidBundle("a certificate is not that of a CA")
     if any(key.get(name, value) != value for name, value in parameters.items()):
         raise InvalidBundle("the parameters of a key are not those of its certificate")
+    if any(not _is_of(name, trust_domain) for name in names):
+        raise InvalidBundle("a certificate has the SPIFFE ID of another trust domain")
     return certificate.public_bytes(Encoding.DER)
+
+
+def _uris(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return names.get_values_for_type(x509.UniformResourceIdentifier)
+
+
+def _is_of(name: str, trust_domain: TrustDomain) -> bool:
+    """Whether a CA's URI leaves it in its trust domain (X509-SVID, section 4.1)."""
+    if not name.lower().startswith(SCHEME):
+        return True
+    try:
+        return SpiffeId.parse(name).trust_domain == trust_domain
+    except InvalidSpiffeId:
+        return False
