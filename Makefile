@@ -50,6 +50,11 @@ test: $(READY) ## Runs the whole test suite on real parts
 	@deploy/packages.sh softhsm2 postgresql openssl gnutls-bin opensc p11-kit
 	$(BIN)/python -m pytest -n $(JOBS) $(TEST_ARGS)
 
+.PHONY: bench-revoke
+bench-revoke: $(READY) ## Measures whether 100,000 revocations slow a further one down; 1 minute
+	@deploy/packages.sh softhsm2 postgresql
+	PYTHONPATH=tests $(BIN)/python bench/revoke.py
+
 .PHONY: check
 check: lint types proto-check ## Runs lint, types and proto-check
 

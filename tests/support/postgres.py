@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import asyncpg
@@ -23,6 +23,8 @@ import pytest
 USER = "meshmint"
 # The port only names the socket file: each server has a directory of its own.
 PORT = 5432
+# Tests may lose what a power cut would take.
+_HASTY = ("fsync=off", "full_page_writes=off", "shared_buffers=32MB", "autovacuum=off")
 
 
 def postgres_programs() -> Path:
@@ -62,9 +64,14 @@ def _unprivileged() -> dict[str, int | list[int]]:
 
 
 class PostgresServer:
-    """One PostgreSQL server, made and started by the constructor."""
+    """One PostgreSQL server, made and started by the constructor.
 
-    def __init__(self) -> None:
+    Args:
+        settings: Lines of its configuration beside the usual ones.
+    """
+
+    def __init__(self, settings: Sequence[str] = _HASTY) -> None:
+        self._settings = settings
         self._programs = postgres_programs()
         self._account = _unprivileged()
         # Short: the path of a unix socket has at most 107 bytes.
@@ -97,9 +104,10 @@ class PostgresServer:
         command = [
             str(self._programs / "postgres"), "-D", f"{self.directory}/data",
             "-k", str(self.directory), "-p", str(PORT), "-c", "listen_addresses=",
-            "-c", "fsync=off", "-c", "full_page_writes=off", "-c", "shared_buffers=32MB",
-            "-c", "max_connections=60", "-c", "autovacuum=off",
+            "-c", "max_connections=60",
         ]  # fmt: skip
+        for setting in self._settings:
+            command += ["-c", setting]
         setpriv = shutil.which("setpriv")
         if setpriv:
             # A test run that is killed must not leave a server behind.
@@ -135,9 +143,9 @@ class PostgresServer:
         """The store URL of one database."""
         return f"postgresql://{USER}@/{database}?host={self.directory}&port={PORT}"
 
-    async def create_database(self) -> str:
+    async def create_database(self, name: str = "") -> str:
         """Makes an empty database and returns its name."""
-        name = f"test_{secrets.token_hex(6)}"
+        name = name or f"test_{secrets.token_hex(6)}"
         await self._execute(f"CREATE DATABASE {name}")
         return name
 
