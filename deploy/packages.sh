@@ -2,7 +2,7 @@
 # Installs programs from the system's packages, if they are missing.
 #   deploy/packages.sh NAME…
 # Names are Debian's: make softhsm2 postgresql openssl gnutls-bin opensc p11-kit
-# python3.X-venv. Needs root, or sudo. Does nothing where all is there.
+# nghttp2-client python3.X-venv. Needs root, or sudo. Does nothing where all is there.
 set -eu
 
 # Whether a file matching any of the patterns exists.
@@ -36,6 +36,7 @@ present() {
     openssl) has openssl ;;
     gnutls-bin) has certtool ;;
     opensc) has pkcs11-tool ;;
+    nghttp2-client) has h2load ;;
     p11-kit)
         has p11-kit && any_file \
             /usr/lib/*/p11-kit-proxy.so /usr/lib/p11-kit-proxy.so /usr/lib64/p11-kit-proxy.so \
@@ -57,6 +58,8 @@ name_of() {
     case $manager:$1 in
     apt-get:softhsm2) echo softhsm2 ;;
     *:softhsm2) echo softhsm ;;
+    apt-get:nghttp2-client) echo nghttp2-client ;;
+    *:nghttp2-client) echo nghttp2 ;;
     dnf:postgresql | yum:postgresql | zypper:postgresql) echo postgresql-server ;;
     brew:postgresql) echo postgresql@17 ;;
     dnf:gnutls-bin | yum:gnutls-bin) echo gnutls-utils ;;

@@ -58,6 +58,14 @@ class TestCa:
         self, address: str = "127.0.0.1", names: Sequence[str] = ("localhost",)
     ) -> ssl.SSLContext:
         """A TLS server context with a fresh certificate for the address and names."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.server_file(address, names))
+        return context
+
+    def server_file(
+        self, address: str = "127.0.0.1", names: Sequence[str] = ("localhost",)
+    ) -> Path:
+        """A PEM file with such a certificate and its key."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")])
         certificate = (
@@ -82,9 +90,7 @@ class TestCa:
             key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
             + certificate.public_bytes(Encoding.PEM)
         )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(bundle)
-        return context
+        return bundle
 
 
 def _builder(

@@ -1,0 +1,153 @@
+"""Load from h2load (nghttp2), and what it measured.
+
+h2load counts HTTP status codes, and a gRPC refusal has 200 like any other answer: what
+an answer is worth shows in its size, which `Measured` has and the caller compares.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+__all__ = ["BadRun", "Call", "Measured", "Pressure", "frame", "measure", "read_log", "read_summary"]
+
+# What ends earlier is not looked at: connections are made and caches filled then.
+_SETTLING: Final = 0.3
+_REQUESTS: Final = re.compile(
+    r"^requests: \d+ total, \d+ started, (?P<done>\d+) done, (?P<succeeded>\d+) succeeded, "
+    r"(?P<failed>\d+) failed, (?P<errored>\d+) errored, (?P<timeout>\d+) timeout$",
+    re.MULTILINE,
+)
+_DATA: Final = re.compile(r"^traffic: .* \((?P<data>\d+)\) data$", re.MULTILINE)
+
+
+class BadRun(Exception):
+    """The run measured something else than was meant; the message says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request to repeat: a POST of ``body``."""
+
+    url: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """How hard to ask.
+
+    Attributes:
+        connections: Open all the time.
+        streams: The most requests in flight on each.
+        rate: Requests per second over all connections; None: the next one follows each answer.
+    """
+
+    connections: int
+    streams: int
+    rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run.
+
+    Attributes:
+        answers: All answers, those before it settled too.
+        rate: Answers per second after it settled.
+        p50: Median latency, seconds.
+        p99: 99th percentile of it, seconds.
+        answer_bytes: Mean size of an answer's body.
+    """
+
+    answers: int
+    rate: float
+    p50: float
+    p99: float
+    answer_bytes: float
+
+
+def frame(message: bytes) -> bytes:
+    """A message as gRPC sends it: not compressed, length in four bytes, then itself.
+
+    Source: gRPC over HTTP2, Length-Prefixed-Message.
+    """
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def measure(call: Call, pressure: Pressure, seconds: float, directory: Path) -> Measured:
+    """Runs h2load for so long.
+
+    Raises:
+        BadRun: A request failed, or the output is not h2load's.
+    """
+    body, log = directory / "body", directory / "h2load.tsv"
+    body.write_bytes(call.body)
+    log.unlink(missing_ok=True)
+    command = [
+        "h2load", "-D", f"{seconds * 1000:.0f}ms", "-c", str(pressure.connections),
+        "-m", str(pressure.streams), "-d", str(body), f"--log-file={log}",
+    ]  # fmt: skip
+    if pressure.rate is not None:
+        command.append(f"--rps={pressure.rate / pressure.connections:.3f}")
+    for name, value in call.headers:
+        command += ["-H", f"{name}: {value}"]
+    done = subprocess.run(
+        [*command, call.url], capture_output=True, text=True, check=False, timeout=seconds + 30
+    )
+    if done.returncode:
+        raise BadRun(f"h2load ended with {done.returncode}: {done.stdout}{done.stderr}")
+    return read_log(log.read_text("ascii"), read_summary(done.stdout))
+
+
+def read_summary(text: str) -> float:
+    """The mean size of an answer's body, in bytes, from what h2load printed.
+
+    Raises:
+        BadRun: Some requests failed, or all of them.
+    """
+    requests, data = _REQUESTS.search(text), _DATA.search(text)
+    if requests is None or data is None:
+        raise BadRun(f"h2load printed something else than its summary: {text}")
+    counts = {name: int(count) for name, count in requests.groupdict().items()}
+    if counts["failed"] or counts["errored"] or counts["timeout"]:
+        raise BadRun(f"requests failed: {requests[0]}")
+    if not counts["done"] or counts["succeeded"] != counts["done"]:
+        raise BadRun(f"requests without a good answer: {requests[0]}")
+    return int(data["data"]) / counts["done"]
+
+
+def read_log(text: str, answer_bytes: float) -> Measured:
+    """Rate and latencies, from the lines of ``--log-file``: start, status, duration.
+
+    Raises:
+        BadRun: An answer has another status than 200, or nothing was answered in time.
+    """
+    rows = [tuple(map(int, line.split("\t")[:3])) for line in text.splitlines()]
+    refused = sum(status != 200 for _, status, _ in rows)
+    if refused:
+        raise BadRun(f"{refused} of {len(rows)} answers are not 200")
+    if not rows:
+        raise BadRun("nothing was answered")
+    settled = min(start for start, _, _ in rows) + _SETTLING * 1e6
+    last = max(start + duration for start, _, duration in rows)
+    durations = sorted(duration for start, _, duration in rows if start + duration > settled)
+    if not durations:
+        raise BadRun(f"all {len(rows)} answers came within the first {_SETTLING} seconds")
+    return Measured(
+        answers=len(rows),
+        rate=len(durations) / (last - settled) * 1e6,
+        p50=_percentile(durations, 50) / 1e6,
+        p99=_percentile(durations, 99) / 1e6,
+        answer_bytes=answer_bytes,
+    )
+
+
+def _percentile(ordered: list[int], percent: int) -> int:
+    """The least value that so many percent are not above (nearest rank)."""
+    return ordered[math.ceil(len(ordered) * percent / 100) - 1]

@@ -1,0 +1,168 @@
+"""The figures for readers: tables on the terminal, and docs/reference/bench.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["page", "show"]
+
+_TEMPLATE: Final = Path(__file__).with_name("page.template")
+
+Rows = list[tuple[str, ...]]
+
+
+def show(document: dict[str, Any], console: Console) -> None:
+    """Prints the tables."""
+    for title, headings, rows in _tables(document):
+        table = Table(title=title, title_justify="left")
+        for heading in headings:
+            table.add_column(heading, justify="left" if heading in _WORDS else "right")
+        for row, following in zip(rows, [*rows[1:], ("",)], strict=True):
+            table.add_row(*row, end_section=row[0] != following[0])
+        console.print(table)
+
+
+def page(document: dict[str, Any]) -> str:
+    """The text of bench.md."""
+    machine = document["machine"]
+    return _TEMPLATE.read_text("utf-8").format(
+        command=document["command"],
+        at=document["at"],
+        rounds=document["rounds"],
+        seconds=document["seconds"],
+        cpu=machine["cpu"],
+        cores=machine["cores"],
+        memory=machine["memory_gib"],
+        others=f"{machine['others_share_of_cpu']:.0%}",
+        versions=", ".join(f"{name} {which}" for name, which in document["versions"].items()),
+        verdict=_verdict(document),
+        tables="\n".join(
+            f"## {title}\n\n{_markdown(headings, rows)}"
+            for title, headings, rows in _tables(document)
+        ),
+    )
+
+
+# --- the tables ------------------------------------------------------------------------
+
+_WORDS: Final = ("work", "server")
+_NAMES: Final = {
+    "openbao": "OpenBao",
+    "meshmint-sqlite": "Meshmint, SQLite",
+    "meshmint-postgresql": "Meshmint, PostgreSQL",
+}
+
+
+def _tables(document: dict[str, Any]) -> list[tuple[str, tuple[str, ...], Rows]]:
+    return [
+        (
+            "Meshmint to OpenBao",
+            ("work", "server", "ratio", "least", "most", "mark"),
+            _ratio_rows(document),
+        ),
+        (
+            "As fast as they answer",
+            ("work", "in flight", "server", "rate/s", "least", "most", "p50 ms", "p99 ms",
+             "CPU s per 1,000"),
+            _top_rows(document),
+        ),
+        (
+            "At half of Meshmint's best rate",
+            ("work", "server", "asked for/s", "rate/s", "p50 ms", "p99 ms", "CPU s per 1,000"),
+            _half_rows(document),
+        ),
+        (
+            "Memory",
+            ("server", "before MiB", "after MiB"),
+            [
+                (_NAMES[name], str(memory["before"]), str(memory["after"]))
+                for name, memory in document["memory_mib"].items()
+            ],
+        ),
+    ]  # fmt: skip
+
+
+def _ratio_rows(document: dict[str, Any]) -> Rows:
+    return [
+        (
+            _spell(work), _NAMES[server], f"{ratio['median']:.2f}", f"{ratio['min']:.2f}",
+            f"{ratio['max']:.2f}", f"{document['marks'][work]:.1f}",
+        )
+        for work in document["ratios"]
+        for server, ratios in document["ratios_by_server"].items()
+        if (ratio := ratios.get(work))
+    ]  # fmt: skip
+
+
+def _top_rows(document: dict[str, Any]) -> Rows:
+    return [
+        (
+            _spell(work), in_flight, _NAMES[server], f"{found['rate']['median']:,.0f}",
+            f"{found['rate']['min']:,.0f}", f"{found['rate']['max']:,.0f}", *_costs(found),
+        )
+        for work, pressures in document["top_rate"].items()
+        for in_flight, servers in pressures.items()
+        for server, found in sorted(servers.items())
+    ]  # fmt: skip
+
+
+def _half_rows(document: dict[str, Any]) -> Rows:
+    return [
+        (
+            _spell(work), _NAMES[server], f"{servers['asked_for']:,.0f}",
+            f"{found['rate']['median']:,.0f}", *_costs(found),
+        )
+        for work, servers in document["half_rate"].items()
+        for server, found in sorted(servers.items())
+        if server in _NAMES
+    ]  # fmt: skip
+
+
+def _costs(found: dict[str, Any]) -> tuple[str, str, str]:
+    return (
+        f"{found['p50_ms']:,.2f}",
+        f"{found['p99_ms']:,.2f}",
+        f"{found['cpu_seconds_per_1000']:.2f}",
+    )
+
+
+def _spell(work: str) -> str:
+    operation, _, kind = work.partition("_")
+    return f"{operation.capitalize()}, {kind}"
+
+
+def _verdict(document: dict[str, Any]) -> str:
+    """One line for each mark: reached or missed."""
+    lines = []
+    for work, ratio in document["ratios"].items():
+        mark = document["marks"][work]
+        reached = "reached" if ratio >= mark else "**missed**"
+        lines.append(
+            f"- {_spell(work)}: {ratio:.2f} times OpenBao's rate; the mark is {mark:g}, {reached}."
+        )
+    for work, servers in document["half_rate"].items():
+        ours, theirs = servers["meshmint-sqlite"], servers["openbao"]
+        below = "below" if ours["p99_ms"] < theirs["p99_ms"] else "**not below**"
+        lines.append(
+            f"- {_spell(work)} at half of the best rate: p99 {ours['p99_ms']:,.1f} ms, {below}"
+            f" OpenBao's {theirs['p99_ms']:,.1f} ms"
+            + _shortfall(theirs["rate"]["median"], servers["asked_for"])
+            + "."
+        )
+    return "\n".join(lines)
+
+
+def _shortfall(rate: float, asked_for: float) -> str:
+    """Says so if the server did not keep up: its latency is then that of a queue."""
+    return "" if rate > 0.95 * asked_for else f" (which kept up with {rate:,.0f}/s only)"
+
+
+def _markdown(headings: Sequence[str], rows: Rows) -> str:
+    ruler = ["---" if heading in _WORDS else "---:" for heading in headings]
+    lines = [headings, ruler, *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
