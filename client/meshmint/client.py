@@ -214,9 +214,9 @@ class Client:
         return self._calls.run(operations.get_chain(issuer, timeout))
 
     def watch_trust_bundle(
-        self, *, timeout: float | None = None
+        self, trust_domain: str = "", *, timeout: float | None = None
     ) -> Generator[TrustBundle, None, None]:
-        """Watches the trust bundle: yields it at once, and at every change, for ever.
+        """Watches a trust bundle: yields it at once, and at every change, for ever.
 
         Every bundle is whole and replaces the one before. Streams that break are opened
         again, with the pauses of the RetryPolicy; bundles that are older than the last one
@@ -224,13 +224,17 @@ class Client:
         generator or the client is closed.
 
         Args:
+            trust_domain: Another trust domain that the service federates with; empty: the
+                service's own. Never trust the roots of one in the name of another.
             timeout: Seconds to wait for the first bundle in place of the client's time-out.
 
         Raises:
             MeshmintError: There was no first bundle in time, or something that
                 reconnecting does not mend.
         """
-        return self._calls.watch(operations.watch_trust_bundle(timeout), operations.is_newer)
+        return self._calls.watch(
+            operations.watch_trust_bundle(trust_domain, timeout), operations.is_newer
+        )
 
     def close(self) -> None:
         """Closes the connection. The client cannot be used after that."""

@@ -206,7 +206,7 @@ def get_chain(issuer: str, timeout: float | None) -> Operation[Chain]:
     )
 
 
-def watch_trust_bundle(timeout: float | None) -> Operation[TrustBundle]:
+def watch_trust_bundle(trust_domain: str, timeout: float | None) -> Operation[TrustBundle]:
     """WatchTrustBundle, which needs no credential and sends none; one result a message."""
 
     def result(answer: pb.WatchTrustBundleResponse) -> TrustBundle:
@@ -215,15 +215,20 @@ def watch_trust_bundle(timeout: float | None) -> Operation[TrustBundle]:
             trust_bundle_pem=tuple(answer.trust_bundle),
             sequence=answer.sequence,
             refresh_hint=answer.refresh_hint.ToTimedelta(),
+            federated_trust_domains=tuple(answer.federated_trust_domains),
         )
-        # Parsed now: what is no bundle must not replace one.
-        if not bundle.trust_bundle:
+        if trust_domain and bundle.trust_domain != trust_domain:
+            # A server that does not know of federation answers with its own.
+            raise AnswerRefused("the trust bundle in the answer is that of another trust domain")
+        # Parsed now: what is no bundle must not replace one. Another trust domain's may be
+        # empty: it has taken back all its roots.
+        if not bundle.trust_bundle and not trust_domain:
             raise AnswerRefused("the trust bundle in the answer is empty")
         return bundle
 
     return Operation(
         _SERVICE + "WatchTrustBundle",
-        pb.WatchTrustBundleRequest(),
+        pb.WatchTrustBundleRequest(trust_domain=trust_domain),
         pb.WatchTrustBundleResponse.FromString,
         result,
         needs_token=False,

@@ -228,12 +228,14 @@ class TrustBundle:
         trust_bundle_pem: The roots: those in use, and those that will be.
         sequence: Grows whenever the set of roots changes.
         refresh_hint: How often those should look again who do not watch but poll.
+        federated_trust_domains: The other trust domains whose bundles can be watched.
     """
 
     trust_domain: str
     trust_bundle_pem: tuple[str, ...] = field(repr=False)
     sequence: int
     refresh_hint: timedelta
+    federated_trust_domains: tuple[str, ...] = ()
 
     @cached_property
     def trust_bundle(self) -> tuple[x509.Certificate, ...]:
