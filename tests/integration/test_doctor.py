@@ -31,10 +31,15 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from meshmint_server.cli.doctor.authenticators import check_authenticators
 from meshmint_server.cli.doctor.clocks import check_clocks
+from meshmint_server.cli.doctor.crls import check_crls
 from meshmint_server.cli.doctor.finding import Level
 from meshmint_server.cli.doctor.tls import check_bundle_endpoint, check_tls
 from meshmint_server.config import Config
+from meshmint_server.store import CrlKind, CrlRow, IssuerState
+from support.rows import issuer_row
 from support.service import ADMIN, Service, free_port, sign_intermediate
+
+HOUR = timedelta(hours=1)
 
 ROLE = {
     "name": "workload",
@@ -167,7 +172,7 @@ def test_a_healthy_installation_is_all_ok_and_left_as_it_was(patient: Patient) -
     subjects = list(dict.fromkeys(one["subject"] for one in found))
     assert subjects == [
         "configuration", "keys", "store", "clock", "issuer issuer-1", "token", "key of issuer-1",
-        "authenticator cluster", "role workload", "admins", "tls",
+        "crl of issuer-1", "authenticator cluster", "role workload", "admins", "tls",
     ]  # fmt: skip
     assert any("signature was verified" in one["message"] for one in found)
     assert patient.database.read_bytes() == before
@@ -269,8 +274,8 @@ def test_a_wrong_pin_is_an_error_and_tried_once(patient: Patient) -> None:
     # A second issuer in the same token must not cost a second try.
     patient.change_store(
         "INSERT INTO issuers (name, state, key_uri, public_key, certificate, chain, roots, "
-        "created_at) SELECT 'issuer-2', 'retired', key_uri, public_key, certificate, chain, roots, "
-        "created_at FROM issuers"
+        "created_at, published_at) SELECT 'issuer-2', 'retired', key_uri, public_key, certificate, "
+        "chain, roots, created_at, published_at FROM issuers"
     )
 
     token, *keys = patient.bad(1)
@@ -519,3 +524,48 @@ def test_clocks_that_are_wrong_are_told(
     found = check_clocks(now(moment), at_store(moment), ())
 
     assert [finding.level for finding in found] == levels
+
+
+def crl_row(shard: int, age: timedelta, lifetime: timedelta = timedelta(days=1)) -> CrlRow:
+    this_update = datetime.now(UTC) - age
+    return CrlRow(
+        issuer="mesh-1",
+        shard=shard,
+        kind=CrlKind.FULL,
+        number=shard + 1,
+        base_number=None,
+        this_update=this_update,
+        next_update=this_update + lifetime,
+        through=0,
+        entries=0,
+        document=b"",
+    )
+
+
+@pytest.mark.parametrize(
+    ("age", "crls", "url", "expected"),
+    [
+        (timedelta(hours=1), [crl_row(0, HOUR), crl_row(1, HOUR)], "http://a", "It is fresh"),
+        (timedelta(0), [], "http://a", "There is none yet"),
+        (timedelta(hours=1), [crl_row(1, HOUR)], "http://a", "Missing: 1 of 2"),
+        (timedelta(hours=1), [crl_row(0, HOUR), crl_row(1, 25 * HOUR)], "http://a", "It expired"),
+        (timedelta(hours=1), [crl_row(0, HOUR), crl_row(1, 9 * HOUR)], "http://a", "overdue"),
+        (timedelta(hours=1), [crl_row(0, HOUR), crl_row(1, HOUR)], None, "is not set"),
+    ],
+)
+def test_crls_are_looked_at(
+    healthy: Service, age: timedelta, crls: list[CrlRow], url: str | None, expected: str
+) -> None:
+    config = Config.model_validate({**healthy.config, "publication": {"url": url}})
+    now = datetime.now(UTC)
+    issuer = issuer_row(
+        state=IssuerState.RETIRED, published_at=now - age, crl_shards=2, crl_url="http://a"
+    )
+    pending = issuer_row(name="mesh-2")
+    findings = list(check_crls([issuer, pending], crls, config, now))
+    found = findings[0]
+    assert expected in found.message
+    is_well = expected in ("It is fresh", "There is none yet")
+    assert (found.level is Level.OK) == is_well
+    assert bool(found.advice) != is_well
+    assert {one.subject for one in findings} == {"crl of mesh-1"}

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from meshmint_server.authority import Issuer, Publication, shard_of
 from meshmint_server.store import IssuerState, RevocationRow, Store
-from support.pki import Authority, make_root
+from support.pki import make_root
 from support.programs import program
 from support.software_key import SoftwareKey
 
@@ -24,7 +24,7 @@ NOON = datetime(2031, 5, 4, 12, 0, 0, tzinfo=UTC)
 
 
 def make_issuer(
-    name: str = "mesh-1", *, shards: int = 1, url: str | None = None, root: Authority | None = None
+    name: str = "mesh-1", *, shards: int = 1, url: str | None = None, key: SoftwareKey | None = None
 ) -> Issuer:
     """An active issuer below a root of this test, with a `SoftwareKey`.
 
@@ -32,10 +32,10 @@ def make_issuer(
         name: Its name.
         shards: Into how many its CRL is split.
         url: Base URL in leaves, and in the CRL's parts if it is split.
-        root: Who signs it; by default a new one.
+        key: Its key; by default a new one.
     """
-    key = SoftwareKey()
-    root = root or make_root()
+    key = key or SoftwareKey()
+    root = make_root()
     certificate = root.make_intermediate(key=key.private_key, path_length=0).certificate
     identifier = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     pem, root_pem = (

@@ -21,8 +21,8 @@ class SoftwareKey:
 
     uri = "file:test.pem"
 
-    def __init__(self) -> None:
-        self.private_key = ec.generate_private_key(ec.SECP256R1())
+    def __init__(self, private_key: ec.EllipticCurvePrivateKey | None = None) -> None:
+        self.private_key = private_key or ec.generate_private_key(ec.SECP256R1())
         self.public_key = self.private_key.public_key()
         self.signatures = 0
         self.fault: BaseException | None = None

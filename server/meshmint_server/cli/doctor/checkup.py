@@ -10,6 +10,7 @@ from meshmint_server.app import open_keyring, open_store_as_it_is
 from meshmint_server.cli.doctor.authenticators import check_authenticators
 from meshmint_server.cli.doctor.clocks import check_clocks
 from meshmint_server.cli.doctor.configuration import check_configuration, load_configuration
+from meshmint_server.cli.doctor.crls import check_crls
 from meshmint_server.cli.doctor.finding import Finding, error, warning
 from meshmint_server.cli.doctor.issuers import check_issuers
 from meshmint_server.cli.doctor.keys import check_keys
@@ -52,6 +53,9 @@ async def examine(path: Path) -> AsyncIterator[Finding]:
             yield finding
     async for finding in _keys(config, contents):
         yield finding
+    if contents.issuers is not None and contents.crls is not None:
+        for finding in check_crls(contents.issuers, contents.crls, config, now):
+            yield finding
     for finding in check_authenticators(config):
         yield finding
     if contents.roles is None:

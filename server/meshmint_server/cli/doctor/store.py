@@ -9,7 +9,7 @@ from datetime import datetime
 from meshmint_server.cli.doctor.finding import Finding, error, ok, warning
 from meshmint_server.config import Config
 from meshmint_server.errors import StoreUnavailable
-from meshmint_server.store import IssuerRow, RoleRow, SchemaState, Store
+from meshmint_server.store import CrlRow, IssuerRow, RoleRow, SchemaState, Store
 from meshmint_server.store.url import SqliteUrl, parse_store_url
 
 __all__ = ["StoreContents", "check_store", "missing_store", "not_answering"]
@@ -23,6 +23,7 @@ class StoreContents:
 
     issuers: tuple[IssuerRow, ...] | None = None
     roles: tuple[RoleRow, ...] | None = None
+    crls: tuple[CrlRow, ...] | None = None
     clock: datetime | None = None
 
 
@@ -102,6 +103,7 @@ async def _read(store: Store, contents: StoreContents) -> AsyncIterator[Finding]
     try:
         contents.clock = await store.clock()
         _, contents.roles = await store.load_roles()
+        contents.crls = await store.list_crls()
     except StoreUnavailable as fault:
         yield not_answering(fault)
         return
