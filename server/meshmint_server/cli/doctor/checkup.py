@@ -11,6 +11,7 @@ from meshmint_server.cli.doctor.authenticators import check_authenticators
 from meshmint_server.cli.doctor.clocks import check_clocks
 from meshmint_server.cli.doctor.configuration import check_configuration, load_configuration
 from meshmint_server.cli.doctor.crls import check_crls
+from meshmint_server.cli.doctor.federation import check_federation
 from meshmint_server.cli.doctor.finding import Finding, error, warning
 from meshmint_server.cli.doctor.issuers import check_issuers
 from meshmint_server.cli.doctor.keys import check_keys
@@ -62,6 +63,9 @@ async def examine(path: Path) -> AsyncIterator[Finding]:
         yield warning("roles", _UNSEEN, _SEE_STORE)
     else:
         for finding in check_roles(contents.roles, config, contents.issuers):
+            yield finding
+    if contents.federated is not None:
+        for finding in check_federation(config.federation, contents.federated, now):
             yield finding
     for finding in (
         *check_admins(config),
