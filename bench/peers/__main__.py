@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -24,6 +25,8 @@ _REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 def main() -> int:
     """Returns the exit status."""
     options = _parse()
+    # Whoever ends this program ends the servers with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     plan = Plan(options.rounds, options.seconds)
     surroundings, at = Surroundings(), datetime.now(UTC)
     console = Console(stderr=True)

@@ -50,6 +50,8 @@ def page(document: dict[str, Any]) -> str:
 
 # --- the tables ------------------------------------------------------------------------
 
+# The share of the CPU that other programs may have.
+_QUIET: Final = 0.05
 _WORDS: Final = ("work", "server")
 _NAMES: Final = {
     "openbao": "OpenBao",
@@ -137,8 +139,13 @@ def _spell(work: str) -> str:
 
 
 def _verdict(document: dict[str, Any]) -> str:
-    """One line for each mark: reached or missed."""
+    """One line for each mark, reached or missed, and what the reader must know of the machine."""
     lines = []
+    if document["machine"]["others_share_of_cpu"] > _QUIET:
+        lines.append(
+            "**The machine was not quiet.** Rates are too low and latencies too high, now for one"
+            " server and then for another; CPU seconds compare better than ratios do.\n"
+        )
     for work, ratio in document["ratios"].items():
         mark = document["marks"][work]
         reached = "reached" if ratio >= mark else "**missed**"
