@@ -23,7 +23,7 @@ _Result = TypeVar("_Result")
 _Item = TypeVar("_Item")
 
 RoleChange = Literal["created", "updated", "unchanged"]
-IssuerState = Literal["pending", "next", "active", "retired"]
+IssuerState = Literal["pending", "next", "active", "retired", "gone"]
 
 _SERVICE = "/meshmint.v1.AdminService/"
 
@@ -62,7 +62,7 @@ class Issuer:
 
     Attributes:
         name: Name, unique.
-        state: ``pending``, ``next``, ``active`` or ``retired``.
+        state: ``pending``, ``next``, ``active``, ``retired`` or ``gone``.
         key_uri: Where the key is; never a secret.
         certificate_pem: The certificate; empty while pending.
         chain_pem: The certificates above it, root left out.
@@ -235,6 +235,7 @@ def _issuer(answer: pb.Issuer) -> Issuer:
         pb.ISSUER_STATE_NEXT: "next",
         pb.ISSUER_STATE_ACTIVE: "active",
         pb.ISSUER_STATE_RETIRED: "retired",
+        pb.ISSUER_STATE_GONE: "gone",
     }
     return Issuer(
         name=answer.name,

@@ -18,9 +18,15 @@ from cryptography.hazmat.primitives.serialization import (
     pkcs7,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from meshmint_server.authority import create_csr, describe, import_chain
+from meshmint_server.authority import (
+    RotationRules,
+    Succession,
+    create_csr,
+    describe,
+    import_chain,
+)
 from meshmint_server.errors import InvalidRequest, KeyUnavailable, PreconditionFailed
-from meshmint_server.keys import KeyRing
+from meshmint_server.keys import KeyAlgorithmName, KeyRing
 from meshmint_server.spiffe import TrustDomain
 from meshmint_server.store import IssuerRow, IssuerState, Store
 from support.pki import Authority, ca_usage, extension, make_root, pem
@@ -315,6 +321,29 @@ async def test_a_retired_issuer_is_not_imported_again(room: Room):
     await room.import_(second, activate=True)
     with pytest.raises(PreconditionFailed, match="is retired, and signs no more"):
         await room.import_(first)
+
+
+async def test_a_retired_issuer_signs_again_when_an_operator_rolls_back(room: Room):
+    root = make_root()
+    await room.import_(pem(root.sign(await room.request("mesh-1")), root.certificate))
+    second = pem(root.sign(await room.request("mesh-2"), lifetime=700 * DAY), root.certificate)
+    await room.import_(second, now=NOW + DAY, activate=True)
+    succession = Succession(
+        room.store,
+        room.keyring,
+        trust_domain=TRUST_DOMAIN,
+        rules=RotationRules(),
+        algorithm=KeyAlgorithmName.EC_P256,
+        clock=lambda: NOW + 2 * DAY,
+    )
+    with pytest.raises(PreconditionFailed, match="no later than the active one"):
+        await succession.activate("mesh-1")
+    row = await succession.activate("mesh-1", at_once=True)
+    assert (row.state, row.activated_at, row.retired_at) == (IssuerState.ACTIVE, NOW, None)
+    new = await room.store.get_issuer("mesh-2")
+    assert new
+    assert new.state is IssuerState.RETIRED
+    assert (await succession.activate("mesh-2")).state is IssuerState.ACTIVE
 
 
 async def test_an_active_issuer_does_not_become_the_next_one(room: Room):

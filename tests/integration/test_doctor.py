@@ -369,6 +369,16 @@ def test_no_active_issuer_is_an_error(patient: Patient) -> None:
     assert [bad[:2] for bad in patient.bad(1)] == [("error", "issuers")]
 
 
+def test_an_issuer_that_is_gone_is_nobodys_business_any_more(patient: Patient) -> None:
+    patient.change_store(
+        "INSERT INTO issuers (name, state, key_uri, public_key, certificate, chain, roots, "
+        "created_at) SELECT 'issuer-0', 'gone', 'pkcs11:object=nowhere', public_key, x'00', chain, "
+        "roots, created_at FROM issuers"
+    )
+
+    assert not [one for one in patient.examine(0) if "issuer-0" in one["subject"]]
+
+
 def test_a_database_that_is_gone_is_an_error_and_the_rest_is_checked(patient: Patient) -> None:
     patient.database.unlink()
 

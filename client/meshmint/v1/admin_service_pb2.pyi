@@ -606,7 +606,9 @@ class ActivateIssuerRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     AT_ONCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name of the issuer. Empty: the next one, if there is just one."""
+    """Name of the issuer: the next one, or a retired one that is to sign again.
+    Empty: the next one, if there is just one.
+    """
     at_once: _builtins.bool
     """Does not wait until everybody can know its root. Only for an emergency:
     whoever has not seen the root yet refuses what is signed below it.

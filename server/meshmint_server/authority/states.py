@@ -1,7 +1,9 @@
-"""From one state of an issuer to the next, and never back.
+"""From one state of an issuer to the next, and one step back.
 
 ``pending`` → ``next`` → ``active`` → ``retired`` → ``gone``; an issuer that was never used
-goes without having signed. What is made here is only a value: whoever writes it does so
+goes without having signed, and an operator may have a retired one sign again: its
+certificate is still known everywhere, so that is the quickest way out of a rotation gone
+wrong. What is made here is only a value: whoever writes it does so
 at the revision that it was made from, so that no two decisions are taken at once.
 """
 
@@ -32,7 +34,7 @@ def activated(
     *,
     at_once: bool = False,
 ) -> IssuerRow:
-    """An issuer that is published as the one that signs.
+    """An issuer that is published, next or retired, as the one that signs.
 
     Args:
         row: The issuer; if it is the active one already, with a certificate anew.
@@ -69,7 +71,11 @@ def activated(
                 reason="ISSUER_NOT_FIT_TO_SIGN",
             )
     return replace(
-        row, state=IssuerState.ACTIVE, activated_at=row.activated_at or now, last_failure=None
+        row,
+        state=IssuerState.ACTIVE,
+        activated_at=row.activated_at or now,
+        retired_at=None,
+        last_failure=None,
     )
 
 

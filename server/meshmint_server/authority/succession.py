@@ -148,10 +148,10 @@ class Succession:
         row = _only_next(rows) if name is None else _named(rows, name)
         if row.state is IssuerState.ACTIVE:
             return row
-        if row.state is not IssuerState.NEXT:
+        if row.state not in (IssuerState.NEXT, IssuerState.RETIRED):
             raise PreconditionFailed(
-                f"The issuer '{row.name}' is {row.state.value}. Only a next issuer, which has its "
-                "certificate and has not signed yet, can become active.",
+                f"The issuer '{row.name}' is {row.state.value}. Only one that is published can "
+                "become active: the next one, or a retired one once more.",
                 reason="ISSUER_NOT_NEXT",
             )
         row = activated(row, rows, self._clock(), self._rules, at_once=at_once)

@@ -100,12 +100,15 @@ class ServiceCertificate:
         )
 
     async def follow(self, use: Callable[[Issued], None], current: Issued) -> None:
-        """Renews at two thirds of the lifetime, for ever; a failure keeps the old one."""
+        """Renews at two thirds of the lifetime, for ever; a failure keeps the old one.
+
+        At once when its issuer is published no more: whoever asks now could not verify it.
+        """
         while True:
             now = datetime.now(UTC)
             renew_at = now + (current.decision.not_after - now) * 2 / 3
             # In short naps, so that a clock that is set forward is noticed.
-            while datetime.now(UTC) < renew_at:  # noqa: ASYNC110
+            while datetime.now(UTC) < renew_at and self._is_published(current):  # noqa: ASYNC110
                 await asyncio.sleep(_NAP_SECONDS)
             try:
                 current = await self.issue()
@@ -114,3 +117,6 @@ class ServiceCertificate:
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
                 use(current)
+
+    def _is_published(self, current: Issued) -> bool:
+        return any(issuer.name == current.issuer.name for issuer in self._issuers.published())

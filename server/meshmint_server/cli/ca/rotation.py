@@ -38,7 +38,7 @@ def rotate(
         typer.Argument(
             metavar="[FILE… | NAME]",
             help="The next issuer's certificate, those above it and the root; with --activate "
-            "the name of the next issuer.",
+            "the name of the issuer: the next one, or a retired one that signs again.",
         ),
     ] = None,
     activate: Annotated[

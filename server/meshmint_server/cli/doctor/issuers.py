@@ -42,6 +42,8 @@ def check_issuers(
 
 def _issuer(row: IssuerRow, trust_domain: TrustDomain, now: datetime) -> Iterator[Finding]:
     subject = f"issuer {row.name}"
+    if row.state is IssuerState.GONE:
+        return  # kept for its name alone
     if row.certificate is None:
         yield ok(subject, "It is pending: its CSR waits for the root's signature.")
         return

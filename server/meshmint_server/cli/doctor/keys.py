@@ -53,6 +53,8 @@ async def check_keys(keyring: KeyRing, issuers: tuple[IssuerRow, ...]) -> AsyncI
         if token is not None:
             yield ok(_TOKEN, f"The login to {token} works.")
     for row in issuers:
+        if row.state is IssuerState.GONE or not row.has_key:
+            continue
         if is_pkcs11_uri(row.key_uri) and not has_token:
             yield warning(
                 f"key of {row.name}",
