@@ -29,6 +29,8 @@ __all__ = [
     "IN_FLIGHT",
     "ISSUER_EXPIRY",
     "LEADER",
+    "OCSP_ANSWERS",
+    "OCSP_CACHE_HITS",
     "READY",
     "REVOCATIONS",
     "RPC_SECONDS",
@@ -126,6 +128,15 @@ CRLS_MADE: Final = Counter(
     "meshmint_crls_made_total",
     "CRLs that were due, by outcome: published, outrun by another worker, failed to be signed.",
     ("outcome",),
+)
+OCSP_ANSWERS: Final = Counter(
+    "meshmint_ocsp_answers_total",
+    "OCSP answers, by outcome: good, revoked, unknown, or the error that was told.",
+    ("outcome",),
+)
+OCSP_CACHE_HITS: Final = Counter(
+    "meshmint_ocsp_cache_hits_total",
+    "OCSP answers that were there already.",
 )
 LEADER: Final = Gauge(
     "meshmint_leader",

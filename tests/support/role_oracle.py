@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "allowed_ip_sans_cidr": [], "allowed_uri_sans": [], "allowed_uri_sans_template": False,
     "allowed_other_sans": [], "allowed_serial_numbers": [], "allowed_user_ids": [],
     "server_flag": True, "client_flag": True, "code_signing_flag": False,
-    "email_protection_flag": False, "key_type": "rsa", "key_bits": 0,
+    "email_protection_flag": False, "ext_key_usage": [], "key_type": "rsa", "key_bits": 0,
     "key_usage": ["DigitalSignature", "KeyAgreement", "KeyEncipherment"],
     "cn_validations": ["email", "hostname"], "organization": [], "country": [],
     "basic_constraints_valid_for_non_ca": False,
@@ -341,8 +341,10 @@ def _says_no_ca(certificate: x509.Certificate) -> bool:
 
 
 def _usages(certificate: x509.Certificate, role: Mapping[str, Any]) -> Iterator[str]:
+    named = role["ext_key_usage"]
     flags = {
-        SERVER_AUTH: role["server_flag"],
+        "1.3.6.1.5.5.7.3.8": "TimeStamping" in named,
+        SERVER_AUTH: role["server_flag"] or "ServerAuth" in named,
         CLIENT_AUTH: role["client_flag"],
         "1.3.6.1.5.5.7.3.3": role["code_signing_flag"],
         "1.3.6.1.5.5.7.3.4": role["email_protection_flag"],

@@ -108,13 +108,13 @@ def test_empty_key_usage_leaves_the_extension_out() -> None:
 def test_extended_key_usages_of_flags_names_and_oids_are_joined() -> None:
     role = _open_role(
         client_flag=False, code_signing_flag=True, email_protection_flag=True,
-        ext_key_usage="OCSPSigning,serverauth", ext_key_usage_oids="1.2.3.4",
+        ext_key_usage="TimeStamping,serverauth", ext_key_usage_oids="1.2.3.4",
     )  # fmt: skip
     assert _issue(role, KeyAlgorithm.EC_P256).ext_key_usages == (
         ExtendedKeyUsageOID.SERVER_AUTH,
         ExtendedKeyUsageOID.CODE_SIGNING,
         ExtendedKeyUsageOID.EMAIL_PROTECTION,
-        ExtendedKeyUsageOID.OCSP_SIGNING,
+        ExtendedKeyUsageOID.TIME_STAMPING,
         x509.ObjectIdentifier("1.2.3.4"),
     )
 

@@ -37,6 +37,7 @@ from meshmint_server.authority import (
     TrustBundleFeed,
     forget_removed,
 )
+from meshmint_server.authority.ocsp import OcspResponder
 from meshmint_server.config import Config, ConfigError
 from meshmint_server.errors import MeshmintError
 from meshmint_server.grpc_api import AdminService, CertificateService, Edge, GrpcListener
@@ -47,6 +48,7 @@ from meshmint_server.issuance import (
     IssuerAdministration,
     Mint,
     ReadinessProbe,
+    ResponderCertificates,
     Revoker,
     RoleBook,
     ServiceCertificate,
@@ -132,6 +134,12 @@ async def _serve(config: Config, pipe: Connection) -> None:
         stack.callback(mint.close)
         admins = Administrators(config.admins)
         revoker = Revoker(admins=admins, store=store, issuers=issuers, audit=audit)
+        responder = OcspResponder(
+            issuers, store, lifetime=config.ocsp.lifetime, max_cached=config.ocsp.max_cached
+        )
+        responder_certificates = ResponderCertificates(
+            mint, issuers, responder.appoint, lifetime=config.ocsp.responder_lifetime
+        )
         administration = Administration(
             admins=admins,
             store=store,
@@ -170,6 +178,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
         start(crls.follow(REFRESH_SECONDS))
         publisher = CrlPublisher(issuers, store, _crl_times(config), url=publication.url)
         duties = [Duty("crl", publisher.run, CRL_SECONDS)]
+        start(responder.feed.follow(REFRESH_SECONDS))
         if config.tidy.enabled:
             tidy = Tidy(store, keep=config.tidy.keep, interval=config.tidy.interval)
             pace = min(config.tidy.interval.total_seconds() / 4, TIDY_SECONDS)
@@ -177,10 +186,14 @@ async def _serve(config: Config, pipe: Connection) -> None:
         duties += _federation_duties(store, federations)
         start(Upkeep(store.leadership("upkeep"), duties).run())
         http = bind(config.http.listen.host, config.http.listen.port)
-        application = build_http_api(probe, issuers, bundles, crls, crl_max_age=config.crl.delay)
+        application = build_http_api(
+            probe, issuers, bundles, crls, responder, crl_max_age=config.crl.delay
+        )
         await stack.enter_async_context(serve_http(application, http))
         await probe.probe()
         start(probe.follow(PROBE_SECONDS))
+        await responder_certificates.renew()
+        start(responder_certificates.follow(REFRESH_SECONDS))
 
         service_certificate = ServiceCertificate(
             mint,

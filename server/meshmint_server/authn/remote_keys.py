@@ -15,8 +15,8 @@ import structlog
 
 from meshmint_server.authn.clock import Clock
 from meshmint_server.authn.key_set import InvalidKeys, KeySet, parse_jwks
-from meshmint_server.authn.single_flight import SingleFlight
 from meshmint_server.errors import VerifierUnavailable
+from meshmint_server.single_flight import SingleFlight
 
 __all__ = ["Freshness", "JwksFetch", "RemoteKeys"]
 

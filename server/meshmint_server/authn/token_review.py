@@ -18,10 +18,10 @@ from meshmint_server.authn.clock import Clock
 from meshmint_server.authn.https import HttpsClient
 from meshmint_server.authn.refusal import Refusal, refuse
 from meshmint_server.authn.service_account import ServiceAccount
-from meshmint_server.authn.single_flight import SingleFlight
 from meshmint_server.authn.token import Json, ParsedToken, parse_json_object
 from meshmint_server.authn.watched_file import WatchedFile
 from meshmint_server.errors import VerifierUnavailable
+from meshmint_server.single_flight import SingleFlight
 
 __all__ = ["ApiServerCredential", "TokenReviewer"]
 

@@ -13,6 +13,7 @@ from cryptography import x509
 
 from meshmint_server.authority.ceremony import create_csr, import_chain
 from meshmint_server.authority.locations import Locations
+from meshmint_server.authority.ocsp import RESPONDER_ROLE
 from meshmint_server.authority.rotation import Rotation, RotationRules, decide
 from meshmint_server.authority.states import activated, changed_meanwhile, gone
 from meshmint_server.errors import NotFound, PreconditionFailed
@@ -177,7 +178,10 @@ class Succession:
         row = _named(rows, name)
         if row.state is IssuerState.GONE:
             return row
-        latest = await self._store.latest_expiry(name) if row.retired_at is not None else None
+        latest = None
+        if row.retired_at is not None:
+            # Responders answer for it until it goes, and so are no reason to stay.
+            latest = await self._store.latest_expiry(name, besides_role=RESPONDER_ROLE)
         row = gone(row, latest, self._clock(), self._rules, at_once=at_once)
         if not await self._store.put_issuer(row, at_revision=revision):
             raise changed_meanwhile()

@@ -31,6 +31,7 @@ from meshmint_server.config.fields import (
     parse_trust_domain,
 )
 from meshmint_server.config.listeners import BundleEndpointSettings, HttpSettings, TlsSettings
+from meshmint_server.config.ocsp import OcspSettings
 from meshmint_server.config.publication import PublicationSettings
 from meshmint_server.config.rotation import RotationSettings
 from meshmint_server.config.tidy import TidySettings
@@ -77,6 +78,7 @@ class Config(Section):
         federation: Other trust domains whose bundles are fetched and handed out.
         publication: Where certificates say that CRLs, OCSP and CA certificates are.
         crl: How long CRLs live and how soon they are replaced.
+        ocsp: OCSP answers.
         store: Where records, roles and issuers are kept: ``sqlite:////absolute/path.db``
             or ``postgresql://user@host/database?password_file=/path``.
         tidy: How long expired records are kept there.
@@ -104,6 +106,7 @@ class Config(Section):
     federation: Annotated[tuple[FederationSettings, ...], AfterValidator(refuse_repeated)] = ()
     publication: PublicationSettings = PublicationSettings()
     crl: CrlSettings = CrlSettings()
+    ocsp: OcspSettings = OcspSettings()
     # It may hold a password, however little we ask for one.
     store: Annotated[str, AfterValidator(_store_url), Field(repr=False)]
     tidy: TidySettings = TidySettings()

@@ -7,10 +7,12 @@ from datetime import timedelta
 from starlette.applications import Starlette
 
 from meshmint_server.authority import CrlBook, IssuerBook, TrustBundleFeed
+from meshmint_server.authority.ocsp import OcspResponder
 from meshmint_server.http_api.bundle_endpoint import build_bundle_endpoint
 from meshmint_server.http_api.certificates import certificate_routes
 from meshmint_server.http_api.crls import crl_routes
 from meshmint_server.http_api.listener import bind, serve_http
+from meshmint_server.http_api.ocsp import ocsp_routes
 from meshmint_server.http_api.operation import operation_routes
 from meshmint_server.http_api.server_tls import CertificateFiles, ServerTls
 from meshmint_server.http_api.trust_bundle import bundle_route
@@ -31,6 +33,7 @@ def build_http_api(
     issuers: IssuerBook,
     bundles: TrustBundleFeed,
     crls: CrlBook,
+    responder: OcspResponder,
     *,
     crl_max_age: timedelta,
 ) -> Starlette:
@@ -41,6 +44,7 @@ def build_http_api(
         issuers: Whose certificates are handed out.
         bundles: The trust bundle.
         crls: The CRLs.
+        responder: Answers OCSP requests.
         crl_max_age: How long caches may keep a CRL.
     """
     application = Starlette(
@@ -48,6 +52,7 @@ def build_http_api(
             *operation_routes(probe),
             *certificate_routes(issuers),
             *crl_routes(crls, issuers, crl_max_age),
+            *ocsp_routes(responder),
             bundle_route(bundles, "/bundle.json"),
             bundle_route(bundles, "/bundle.pem", "pem"),
         ]

@@ -13,6 +13,7 @@ from meshmint_server.issuance.mint import Deadline, Issued, Mint
 from meshmint_server.issuance.presented import read_certificate
 from meshmint_server.issuance.readiness import Readiness, ReadinessProbe
 from meshmint_server.issuance.reasons import RevocationReason
+from meshmint_server.issuance.responder_certificates import ResponderCertificates
 from meshmint_server.issuance.revocation import RevocationRequest, Revoked, Revoker
 from meshmint_server.issuance.roles import RoleBook
 from meshmint_server.issuance.service_certificate import ServiceCertificate, service_spiffe_id
@@ -29,6 +30,7 @@ __all__ = [
     "PutRole",
     "Readiness",
     "ReadinessProbe",
+    "ResponderCertificates",
     "RevocationReason",
     "RevocationRequest",
     "Revoked",

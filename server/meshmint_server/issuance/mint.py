@@ -165,6 +165,24 @@ class Mint:
         now = self._clock()
         decision = decide(role, caller, request, now=now, bounds=bounds or self._bounds)
         issuer = self._issuers.signing(decision.issuer_ref)
+        return await self.issue_decided(
+            decision, issuer, caller, now=now, origin=origin, deadline=deadline
+        )
+
+    async def issue_decided(
+        self,
+        decision: Decision,
+        issuer: Issuer,
+        caller: Caller,
+        *,
+        now: datetime,
+        origin: Origin,
+        deadline: Deadline,
+    ) -> Issued:
+        """Issues what was decided, by an issuer in any state.
+
+        For the service itself, which may decide what no role grants; no edge calls it.
+        """
         subject_key: SubjectKey | None = None
         # Past this block the certificate is recorded, come what may: a deadline
         # that cut the recording short would leave it open whether it was minted.
@@ -181,7 +199,7 @@ class Mint:
             serial_number=serial,
             certificate=der,
             issuer=issuer.name,
-            role=role.name,
+            role=decision.role,
             authenticator=caller.authenticator,
             caller=caller.subject,
             spiffe_id=None if decision.spiffe_id is None else str(decision.spiffe_id),

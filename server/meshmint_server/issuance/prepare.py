@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from meshmint_server.authority import Issuer
 from meshmint_server.errors import IssuerExpired
@@ -121,5 +122,10 @@ def _extensions(
         extensions.append((x509.BasicConstraints(ca=False, path_length=None), True))
     if decision.ext_key_usages:
         extensions.append((x509.ExtendedKeyUsage(decision.ext_key_usages), False))
-    extensions += [(location, False) for location in issuer.locations_for(serial)]
+    if ExtendedKeyUsageOID.OCSP_SIGNING in decision.ext_key_usages:
+        # RFC 6960 section 4.2.2.2.1: nobody is to ask whether a responder is revoked, and so
+        # it does not say where one could.
+        extensions.append((x509.OCSPNoCheck(), False))
+    else:
+        extensions += [(location, False) for location in issuer.locations_for(serial)]
     return extensions

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
 from meshmint_server.errors import Violation
 from meshmint_server.policy import subject, usages
 from meshmint_server.policy.names import MalformedName
@@ -33,6 +35,7 @@ def check(role: Role) -> list[Violation]:
         _unsupported,
         _keys,
         _usages,
+        _ocsp_signing,
         _lifetimes,
         _common_name,
         _domains,
@@ -97,6 +100,20 @@ def _usages(role: Role) -> Iterable[Violation]:
     elif role.key_type != "any" and role.key_usages and not role.key_usage_of[role.key_type]:
         yield Violation(
             "key_usage", f"an {role.key_type} key can have none of these; add DigitalSignature"
+        )
+
+
+def _ocsp_signing(role: Role) -> Iterable[Violation]:
+    # Whoever has it can call every certificate of the issuer good, or revoked.
+    if ExtendedKeyUsageOID.OCSP_SIGNING in role.ext_key_usages:
+        is_named = any(
+            usages.parse_ext_key_usage(name) == ExtendedKeyUsageOID.OCSP_SIGNING
+            for name in role.ext_key_usage
+        )
+        yield Violation(
+            "ext_key_usage" if is_named else "ext_key_usage_oids",
+            "no role grants OCSPSigning: who had it could answer for every certificate of the "
+            "issuer; this service answers itself",
         )
 
 

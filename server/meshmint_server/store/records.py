@@ -94,10 +94,15 @@ async def fetch_record(connection: AsyncConnection, serial_number: str) -> Recor
     return None if row is None else _from_row(row, row.certificate)
 
 
-async def fetch_latest_expiry(connection: AsyncConnection, issuer: str) -> datetime | None:
-    """When the last of an issuer's certificates expires; from records_issuer, no row is read."""
+async def fetch_latest_expiry(
+    connection: AsyncConnection, issuer: str, besides_role: str
+) -> datetime | None:
+    """When the last of an issuer's certificates expires; from two indexes, no row is read."""
+    of_role = select(records.c.sequence).where(records.c.role == besides_role)
     result = await connection.execute(
-        select(func.max(records.c.not_after)).where(records.c.issuer == issuer)
+        select(func.max(records.c.not_after)).where(
+            records.c.issuer == issuer, records.c.sequence.not_in(of_role)
+        )
     )
     found: datetime | None = result.scalar_one()
     return found

@@ -162,12 +162,13 @@ class Store:
         """
         return await self.database.run(RecordList(chosen, page_size, page_token).fetch)
 
-    async def latest_expiry(self, issuer: str) -> datetime | None:
+    async def latest_expiry(self, issuer: str, *, besides_role: str) -> datetime | None:
         """When the last of the recorded certificates of an issuer expires; None without any.
 
-        Reads the issuer's part of an index from end to end: for rare questions.
+        Those of one role, which should be few, do not count. Reads the issuer's part of an
+        index from end to end: for rare questions.
         """
-        return await self.database.run(lambda c: fetch_latest_expiry(c, issuer))
+        return await self.database.run(lambda c: fetch_latest_expiry(c, issuer, besides_role))
 
     # Roles
 

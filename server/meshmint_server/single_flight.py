@@ -26,6 +26,9 @@ class SingleFlight(Generic[K, T]):
     def __len__(self) -> int:
         return len(self._flights)
 
+    def __contains__(self, key: K) -> bool:
+        return key in self._flights
+
     def join(self, key: K, work: Callable[[], Coroutine[None, None, T]]) -> asyncio.Task[T]:
         """The running task of this key, or a new one."""
         task = self._flights.get(key)
