@@ -5,6 +5,7 @@
 # DEV_ARGS=…  more arguments for `meshmintd dev`, such as --port 9443
 # BENCH_ARGS=… more arguments for bench/peers, such as --quick
 # TEST_ARGS=… more arguments for pytest, such as tests/unit or -k csr
+# GROWTH_ARGS=… arguments for bench/growth, such as --sizes 0,100000
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -66,6 +67,11 @@ bench: $(VENV)/.bench-ready ## Compares with OpenBao under the same load; 7 minu
 bench-revoke: $(READY) ## Measures whether 100,000 revocations slow a further one down; 1 minute
 	@deploy/packages.sh softhsm2 postgresql
 	PYTHONPATH=tests $(BIN)/python bench/revoke.py
+
+.PHONY: growth
+growth: $(READY) ## Measures whether a store of 1,000,000 records slows the service down; 7 minutes
+	@deploy/packages.sh softhsm2 postgresql
+	PYTHONPATH=tests:bench $(BIN)/python -m growth $(GROWTH_ARGS)
 
 .PHONY: check
 check: lint types proto-check ## Runs lint, types and proto-check

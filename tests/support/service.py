@@ -417,18 +417,22 @@ class Service:
         return f"role-{next(self._names)}-{uuid.uuid4().hex[:6]}"
 
     def put_role(self, document: dict[str, object]) -> str:
+        """Puts a role under a name that no test has used; see `put_named_role`."""
+        name = self.unique_name()
+        self.put_named_role(name, document)
+        return name
+
+    def put_named_role(self, name: str, document: dict[str, object]) -> None:
         """Puts a role for the callers of the namespace shop, unless it says otherwise.
 
         The worker behind `channel` knows it at once, the others within a second.
         """
-        name = self.unique_name()
         whole = {"name": name, "callers": [{"namespace": "shop"}], **document}
         message = role_pb2.Role()
         json_format.ParseDict(_as_proto_json(whole), message)
         self.admin.PutRole(
             admin_pb.PutRoleRequest(role=message), timeout=10, metadata=self.admin_metadata
         )
-        return name
 
     def wait_until_everywhere(self, role: str) -> None:
         """Waits until every worker knows the role: many connections in a row may use it."""

@@ -1,0 +1,1 @@
+"""Whether a service slows down as its store grows: `make growth`."""
