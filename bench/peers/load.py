@@ -1,7 +1,7 @@
 """Load from h2load (nghttp2), and what it measured.
 
-h2load counts HTTP status codes, and a gRPC refusal has 200 like any other answer: what
-an answer is worth shows in its size, which `Measured` has and the caller compares.
+h2load counts HTTP status codes, and a gRPC refusal has 200 like any other answer: it
+shows in its size, as a refusal has no certificate in it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["BadRun", "Call", "Measured", "Pressure", "frame", "measure", "read_log", "read_summary"]
+__all__ = [
+    "BadRun",
+    "Call",
+    "Measured",
+    "Pressure",
+    "check_summary",
+    "frame",
+    "measure",
+    "read_log",
+]
 
 # What ends earlier is not looked at: connections are made and caches filled then.
 _SETTLING: Final = 0.3
+# Signatures vary by a few bytes; a refusal is shorter by far.
+_SIZE_TOLERANCE: Final = 0.05
 _REQUESTS: Final = re.compile(
     r"^requests: \d+ total, \d+ started, (?P<done>\d+) done, (?P<succeeded>\d+) succeeded, "
     r"(?P<failed>\d+) failed, (?P<errored>\d+) errored, (?P<timeout>\d+) timeout$",
@@ -62,14 +73,12 @@ class Measured:
         rate: Answers per second after it settled.
         p50: Median latency, seconds.
         p99: 99th percentile of it, seconds.
-        answer_bytes: Mean size of an answer's body.
     """
 
     answers: int
     rate: float
     p50: float
     p99: float
-    answer_bytes: float
 
 
 def frame(message: bytes) -> bytes:
@@ -80,11 +89,20 @@ def frame(message: bytes) -> bytes:
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
-def measure(call: Call, pressure: Pressure, seconds: float, directory: Path) -> Measured:
-    """Runs h2load for so long.
+def measure(
+    call: Call, answer_bytes: int, pressure: Pressure, seconds: float, directory: Path
+) -> Measured:
+    """Runs h2load.
+
+    Args:
+        call: What is asked.
+        answer_bytes: The size of a good answer's body.
+        pressure: How hard.
+        seconds: For how long.
+        directory: Where it puts its files.
 
     Raises:
-        BadRun: A request failed, or the output is not h2load's.
+        BadRun: A request failed or was refused, or the output is not h2load's.
     """
     body, log = directory / "body", directory / "h2load.tsv"
     body.write_bytes(call.body)
@@ -102,14 +120,15 @@ def measure(call: Call, pressure: Pressure, seconds: float, directory: Path) -> 
     )
     if done.returncode:
         raise BadRun(f"h2load ended with {done.returncode}: {done.stdout}{done.stderr}")
-    return read_log(log.read_text("ascii"), read_summary(done.stdout))
+    check_summary(done.stdout, answer_bytes)
+    return read_log(log.read_text("ascii"))
 
 
-def read_summary(text: str) -> float:
-    """The mean size of an answer's body, in bytes, from what h2load printed.
+def check_summary(text: str, answer_bytes: int) -> None:
+    """Checks from what h2load printed that every answer was a good one.
 
     Raises:
-        BadRun: Some requests failed, or all of them.
+        BadRun: Requests failed, or their answers have not the size of good ones on average.
     """
     requests, data = _REQUESTS.search(text), _DATA.search(text)
     if requests is None or data is None:
@@ -119,10 +138,12 @@ def read_summary(text: str) -> float:
         raise BadRun(f"requests failed: {requests[0]}")
     if not counts["done"] or counts["succeeded"] != counts["done"]:
         raise BadRun(f"requests without a good answer: {requests[0]}")
-    return int(data["data"]) / counts["done"]
+    mean = int(data["data"]) / counts["done"]
+    if abs(mean - answer_bytes) > answer_bytes * _SIZE_TOLERANCE:
+        raise BadRun(f"answers have {mean:.0f} bytes in place of {answer_bytes}: no certificates")
 
 
-def read_log(text: str, answer_bytes: float) -> Measured:
+def read_log(text: str) -> Measured:
     """Rate and latencies, from the lines of ``--log-file``: start, status, duration.
 
     Raises:
@@ -144,7 +165,6 @@ def read_log(text: str, answer_bytes: float) -> Measured:
         rate=len(durations) / (last - settled) * 1e6,
         p50=_percentile(durations, 50) / 1e6,
         p99=_percentile(durations, 99) / 1e6,
-        answer_bytes=answer_bytes,
     )
 
 

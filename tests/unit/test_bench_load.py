@@ -6,7 +6,7 @@ import re
 
 import pytest
 from meshmint.v1 import certificate_service_pb2 as pb
-from peers.load import BadRun, frame, read_log, read_summary
+from peers.load import BadRun, check_summary, frame, read_log
 
 SUMMARY = """\
 finished in 2.00s, 329.00 req/s, 831.85KB/s
@@ -16,6 +16,7 @@ traffic: 1.62MB (1703638) total, 53.68KB (54970) headers (space savings 69.14%),
                      min         max         mean         sd        +/- sd
 time for request:     5.72ms    179.83ms     45.11ms     31.25ms    71.88%
 """  # noqa: E501
+SIZE = 1635752 // 658
 EPOCH = 1_795_523_563_000_000
 
 
@@ -33,48 +34,53 @@ def test_a_framed_message_has_its_length_before_it() -> None:
     assert frame(b"") == bytes(5)
 
 
-def test_the_size_of_an_answer_is_that_of_its_data() -> None:
-    assert read_summary(SUMMARY) == pytest.approx(1635752 / 658)
+def test_answers_are_good_if_they_have_the_size_of_a_good_one() -> None:
+    check_summary(SUMMARY, SIZE + 9)
+
+
+def test_refusals_over_grpc_spoil_the_run() -> None:
+    # HTTP status 200 and trailers alone: no data.
+    with pytest.raises(BadRun, match="0 bytes in place of 2485"):
+        check_summary(SUMMARY.replace("(1635752) data", "(0) data"), SIZE)
 
 
 @pytest.mark.parametrize("what", ["failed", "errored", "timeout"])
 def test_a_request_that_failed_spoils_the_run(what: str) -> None:
     with pytest.raises(BadRun, match="failed"):
-        read_summary(SUMMARY.replace(f" 0 {what}", f" 1 {what}"))
+        check_summary(SUMMARY.replace(f" 0 {what}", f" 1 {what}"), SIZE)
 
 
 def test_an_answer_that_is_no_success_spoils_the_run() -> None:
     with pytest.raises(BadRun, match="without a good answer"):
-        read_summary(SUMMARY.replace("658 succeeded", "657 succeeded"))
+        check_summary(SUMMARY.replace("658 succeeded", "657 succeeded"), SIZE)
 
 
 def test_a_run_without_answers_is_no_run() -> None:
     with pytest.raises(BadRun, match="without a good answer"):
-        read_summary(re.sub(r"658 (total|done|succeeded)", r"0 \1", SUMMARY))
+        check_summary(re.sub(r"658 (total|done|succeeded)", r"0 \1", SUMMARY), SIZE)
     with pytest.raises(BadRun, match="nothing was answered"):
-        read_log("", 0)
+        read_log("")
 
 
 def test_output_of_another_program_is_refused() -> None:
     with pytest.raises(BadRun, match="something else"):
-        read_summary("finished in 2.00s, 329.00 req/s")
+        check_summary("finished in 2.00s, 329.00 req/s", SIZE)
 
 
 def test_the_rate_is_that_of_answers_after_the_start() -> None:
     # One every 10 ms for two seconds, after a slow first one.
     steady = [(0.2 + 0.01 * number, 0.01) for number in range(200)]
-    measured = read_log(lines((0, 0.19), *steady), 1000)
+    measured = read_log(lines((0, 0.19), *steady))
 
     assert measured.answers == 201
     assert measured.rate == pytest.approx(100, rel=0.01)
     assert measured.p50 == measured.p99 == pytest.approx(0.01)
-    assert measured.answer_bytes == 1000
 
 
 def test_percentiles_are_of_nearest_rank() -> None:
     # 98 fast ones and two slow ones: the 99th of a hundred is slow.
     measured = read_log(
-        lines((0, 0.001), *[(0.5 + 0.01 * n, 0.005) for n in range(98)], (1, 0.5), (1.1, 0.7)), 1
+        lines((0, 0.001), *[(0.5 + 0.01 * n, 0.005) for n in range(98)], (1, 0.5), (1.1, 0.7))
     )
 
     assert measured.p50 == pytest.approx(0.005)
@@ -83,9 +89,9 @@ def test_percentiles_are_of_nearest_rank() -> None:
 
 def test_answers_with_another_status_spoil_the_run() -> None:
     with pytest.raises(BadRun, match="1 of 2 answers"):
-        read_log(lines((0, 0.5)) + lines((0, 0.5), status=503), 1)
+        read_log(lines((0, 0.5)) + lines((0, 0.5), status=503))
 
 
 def test_a_run_that_ends_before_it_has_settled_is_no_run() -> None:
     with pytest.raises(BadRun, match="within the first"):
-        read_log(lines((0, 0.1), (0.1, 0.1)), 1)
+        read_log(lines((0, 0.1), (0.1, 0.1)))

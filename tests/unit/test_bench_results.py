@@ -17,7 +17,7 @@ ISSUE = next(work for work in WORKS if work.name == "issue_recorded")
 
 
 def sample(rate: float, p99: float = 0.02) -> Sample:
-    return Sample(Measured(answers=100, rate=rate, p50=0.01, p99=p99, answer_bytes=2000), cpu=0.5)
+    return Sample(Measured(answers=100, rate=rate, p50=0.01, p99=p99), cpu=0.5)
 
 
 def results() -> Results:
