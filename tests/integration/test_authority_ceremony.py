@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from meshmint_server.authority import (
+    Locations,
     RotationRules,
     Succession,
     create_csr,
@@ -113,6 +114,42 @@ async def test_openssl_agrees_with_the_csr(room: Room, algorithm: str):
     assert "CA:TRUE, pathlen:0" in text
     assert "Certificate Sign, CRL Sign" in text
     assert "URI:spiffe://mesh.example\n" in text
+
+
+async def test_csr_asks_for_the_roots_places_in_the_issuers_certificate(room: Room):
+    csr = await room.request(
+        locations=Locations(
+            crl="http://pki.example.org/root.crl",
+            ocsp="http://ocsp.example.org",
+            ca="http://pki.example.org/root.crt",
+        )
+    )
+    text = _openssl("req", "-verify", "-noout", "-text", stdin=csr.public_bytes(Encoding.PEM))
+    assert "verify OK" in text
+    for words in (
+        "X509v3 CRL Distribution Points",
+        "URI:http://pki.example.org/root.crl",
+        "OCSP - URI:http://ocsp.example.org",
+        "CA Issuers - URI:http://pki.example.org/root.crt",
+    ):
+        assert words in text
+    assert "Distribution Points" not in _openssl(
+        "req", "-noout", "-text", stdin=(await room.request()).public_bytes(Encoding.PEM)
+    )
+
+
+async def test_a_split_crl_keeps_its_url_with_the_issuer_and_needs_one(room: Room):
+    with pytest.raises(InvalidRequest) as refused:
+        await room.request(crl_shards=4)
+    assert [violation.field for violation in refused.value.violations] == ["crl_url"]
+    assert await room.store.get_issuer("mesh-1") is None
+    await room.request(crl_shards=4, crl_url="http://pki.example.org")
+    await room.request("mesh-2", crl_url="http://pki.example.org")
+    split, whole = [await room.store.get_issuer(name) for name in ("mesh-1", "mesh-2")]
+    assert split is not None
+    assert (split.crl_shards, split.crl_url) == (4, "http://pki.example.org")
+    assert whole is not None
+    assert (whole.crl_shards, whole.crl_url) == (1, None)
 
 
 async def test_the_key_is_made_in_the_token_and_cannot_leave_it(store: Store, token: Token):
