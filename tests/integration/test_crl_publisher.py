@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from cryptography import x509
-from meshmint_server.authority import CrlBook, CrlPublisher, CrlTimes, Issuer
-from meshmint_server.errors import KeyUnavailable
+from meshmint_server.authority import CrlBook, CrlPublisher, CrlTimes, Issuer, crl_publisher
+from meshmint_server.errors import KeyUnavailable, StoreUnavailable
 from meshmint_server.store import CrlKind, CrlRow, IssuerState, Store
 from support.crls import NOON, Issuers, findings, make_issuer, revoke, serials_of
 from support.rows import issuer_row
@@ -285,6 +285,18 @@ async def test_of_two_leaders_at_once_one_publishes_and_numbers_only_grow(store:
     assert numbers == sorted(set(numbers))
 
 
+async def test_crl_with_a_number_that_was_given_out_is_not_taken(store: Store) -> None:
+    issuer = make_issuer()
+    scene = Scene(store, issuer, times=WITH_DELTAS)
+    await scene.run()
+    full, delta = await scene.crl(), await scene.crl(CrlKind.DELTA)
+    for number in (full.number, delta.number, 1):
+        for kind in CrlKind:
+            late = replace(full, kind=kind, number=number, document=b"late")
+            assert not await store.put_crl(late)
+    assert (await scene.crl(), await scene.crl(CrlKind.DELTA)) == (full, delta)
+
+
 async def test_number_grows_even_where_the_store_was_set_back(store: Store) -> None:
     issuer = make_issuer()
     scene = Scene(store, issuer)
@@ -323,20 +335,31 @@ async def test_worker_hands_out_the_newest_and_never_an_older_one(store: Store) 
     assert book.get(issuer.name, 0, CrlKind.FULL) is None
 
 
-async def test_large_crl_leaves_the_event_loop_free_in_between(
-    store: Store, monkeypatch: Any
+async def test_entries_are_read_in_parts_and_none_is_lost(
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(crl_publisher, "_PART", 10)
     issuer = make_issuer()
     scene = Scene(store, issuer)
-    made = {await revoke(store, issuer) for _ in range(25)}
-    parts = []
-    list_shard = store.list_shard
-
-    async def in_small_parts(*arguments: Any, **options: Any) -> Any:
-        parts.append(await list_shard(*arguments, **{**options, "limit": 10}))
-        return parts[-1]
-
-    monkeypatch.setattr(store, "list_shard", in_small_parts)
+    made = {await revoke(store, issuer) for _ in range(30)}
     await scene.run()
-    assert len(parts) == 3
     assert serials_of((await scene.crl()).document) == made
+
+
+async def test_worker_goes_on_with_what_it_has_while_the_store_is_away(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issuer = make_issuer()
+    await Scene(store, issuer).run()
+    book = CrlBook(store)
+    await book.refresh()
+    known = book.get(issuer.name, 0, CrlKind.FULL)
+
+    async def away() -> int:
+        raise StoreUnavailable("The database does not answer.")
+
+    monkeypatch.setattr(store, "crls_revision", away)
+    with pytest.raises(StoreUnavailable):
+        await book.refresh()
+    assert known is not None
+    assert book.get(issuer.name, 0, CrlKind.FULL) is known
