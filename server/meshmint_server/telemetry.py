@@ -33,6 +33,10 @@ __all__ = [
     "OCSP_CACHE_HITS",
     "READY",
     "REVOCATIONS",
+    "ROTATION_DUE",
+    "ROTATION_FAILURES",
+    "ROTATION_STEP",
+    "ROTATION_URGENT",
     "RPC_SECONDS",
     "SIGNATURES_WAITING",
     "SIGNATURE_SECONDS",
@@ -152,6 +156,27 @@ TIDY_DONE: Final = Gauge(
     "meshmint_tidy_done_seconds",
     "When the last pass of the tidying ended, in seconds since 1970.",
     multiprocess_mode="max",
+)
+ROTATION_STEP: Final = Gauge(
+    "meshmint_rotation_step",
+    "1 for what comes next in the life of the issuer, 0 for the other steps.",
+    ("step",),
+    multiprocess_mode="livemostrecent",
+)
+ROTATION_DUE: Final = Gauge(
+    "meshmint_rotation_due_seconds",
+    "When that is due, in seconds since 1970; infinite where only an operator can help.",
+    multiprocess_mode="livemostrecent",
+)
+ROTATION_URGENT: Final = Gauge(
+    "meshmint_rotation_urgent",
+    "1 if the issuer's successor should be signing already, and is not.",
+    multiprocess_mode="livemostrecent",
+)
+ROTATION_FAILURES: Final = Counter(
+    "meshmint_rotation_failures_total",
+    "Steps of the rotation that the service tried by itself and that failed, by step.",
+    ("step",),
 )
 READY: Final = Gauge(
     "meshmint_ready",

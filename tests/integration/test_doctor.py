@@ -171,8 +171,9 @@ def test_a_healthy_installation_is_all_ok_and_left_as_it_was(patient: Patient) -
     assert {one["level"] for one in found} == {"ok"}, found
     subjects = list(dict.fromkeys(one["subject"] for one in found))
     assert subjects == [
-        "configuration", "keys", "store", "clock", "issuer issuer-1", "token", "key of issuer-1",
-        "crl of issuer-1", "authenticator cluster", "role workload", "admins", "tls",
+        "configuration", "keys", "store", "clock", "issuer issuer-1", "rotation", "token",
+        "key of issuer-1", "crl of issuer-1", "authenticator cluster", "role workload", "admins",
+        "tls",
     ]  # fmt: skip
     assert any("signature was verified" in one["message"] for one in found)
     assert patient.database.read_bytes() == before
@@ -331,20 +332,42 @@ def test_an_extractable_key_that_may_do_more_than_sign_is_an_error(patient: Pati
 def test_an_expired_issuer_is_an_error(patient: Patient) -> None:
     patient.give_issuer(patient.issuer_certificate(), timedelta(minutes=-1))
 
-    ((level, subject, message),) = patient.bad(1)
+    (level, subject, message), rotation = patient.bad(1)
 
     assert (level, subject) == ("error", "issuer issuer-1")
     assert "expired at" in message
+    assert rotation[:2] == ("error", "rotation")
 
 
 def test_an_issuer_about_to_expire_is_a_warning(patient: Patient) -> None:
     # Valid for five minutes already: less than a fifth is left.
     patient.give_issuer(patient.issuer_certificate(), timedelta(seconds=70))
 
-    ((level, subject, message),) = patient.bad(0)
+    (level, subject, message), rotation = patient.bad(0)
 
     assert (level, subject) == ("warning", "issuer issuer-1")
     assert "expires at" in message
+    assert rotation[:2] == ("warning", "rotation")
+    assert "long ones are refused" in rotation[2]
+
+
+def test_what_the_rotation_waits_for_is_told_with_the_command(patient: Patient) -> None:
+    def rotation(lifetime: timedelta, status: int) -> tuple[str, str]:
+        patient.give_issuer(patient.issuer_certificate(), lifetime)
+        (told,) = [one for one in patient.examine(status) if one["subject"] == "rotation"]
+        return told["level"], told["message"]
+
+    patient.change_config(max_ttl="1h", default_ttl="1h", rotation={"prepare_before": "39d"})
+    level, message = rotation(timedelta(days=40), 0)
+    assert level == "ok"
+    assert "Make its successor from" in message
+    level, message = rotation(timedelta(days=38), 0)
+    assert level == "warning"
+    assert "'meshmintd ca rotate' makes its key and a CSR" in message
+    patient.change_config(rotation={"prepare_before": "39d", "activate_before": "7d"})
+    level, message = rotation(timedelta(days=6), 1)
+    assert level == "error"
+    assert "certificates that would outlive it are refused" in message
 
 
 def test_an_issuer_of_another_root_is_an_error(patient: Patient) -> None:
@@ -357,7 +380,7 @@ def test_an_issuer_of_another_root_is_an_error(patient: Patient) -> None:
     )
     patient.change_store("UPDATE issuers SET certificate = ?", forged.public_bytes(Encoding.DER))
 
-    ((level, subject, message),) = patient.bad(1)
+    level, subject, message = patient.bad(1)[0]
 
     assert (level, subject) == ("error", "issuer issuer-1")
     assert "does not verify" in message

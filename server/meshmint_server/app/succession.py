@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
+import structlog
+
+from meshmint_server import telemetry
 from meshmint_server.app.openers import open_keyring, open_store
-from meshmint_server.authority import Locations, RotationRules, Succession, UpstreamCommand
+from meshmint_server.authority import (
+    Locations,
+    RotationRules,
+    RotationStep,
+    Rotator,
+    Succession,
+    UpstreamCommand,
+)
 from meshmint_server.config import Config
+from meshmint_server.errors import MeshmintError
 from meshmint_server.keys import KeyRing
 from meshmint_server.store import Store
 
-__all__ = ["build_succession", "build_upstream", "open_succession", "rotation_rules"]
+__all__ = [
+    "build_rotator",
+    "build_succession",
+    "build_upstream",
+    "open_succession",
+    "rotation_rules",
+    "show_rotation",
+]
 
+log = structlog.get_logger(__name__)
+
+_LOOK_SECONDS = 2.0
 # SPIFFE Federation section 3.3: three to five refresh hints.
 _REFRESHES = 5
 
@@ -60,3 +83,24 @@ async def open_succession(config: Config) -> AsyncIterator[Succession]:
     """The issuers, for a command: with a store and keys of its own."""
     async with open_store(config) as store, open_keyring(config) as keyring:
         yield build_succession(config, store, keyring)
+
+
+def build_rotator(config: Config, store: Store, succession: Succession) -> Rotator:
+    """What the service does by itself for the succession."""
+    return Rotator(store, succession, rotation_rules(config), build_upstream(config))
+
+
+async def show_rotation(succession: Succession) -> None:
+    """Keeps the metrics of the rotation up to date, for ever: in every worker."""
+    while True:
+        try:
+            rotation = await succession.rotation()
+        except MeshmintError as error:
+            log.warning("the rotation could not be looked at", reason=error.reason)
+        else:
+            for step in RotationStep:
+                telemetry.ROTATION_STEP.labels(step.value).set(int(step is rotation.step))
+            due = math.inf if rotation.due is None else rotation.due.timestamp()
+            telemetry.ROTATION_DUE.set(due)
+            telemetry.ROTATION_URGENT.set(int(rotation.is_urgent))
+        await asyncio.sleep(_LOOK_SECONDS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ from meshmint_server import telemetry
 from meshmint_server.app.background import background, beat, end_when_stuck
 from meshmint_server.app.openers import open_keyring, open_store
 from meshmint_server.app.own_certificate import BundleEndpoint, grpc_credentials
-from meshmint_server.app.succession import build_succession
+from meshmint_server.app.succession import build_rotator, build_succession, show_rotation
 from meshmint_server.app.upkeep import Duty, Upkeep
 from meshmint_server.audit import AuditLog, configure_logging
 from meshmint_server.authn import Authenticators
@@ -68,6 +69,7 @@ REFRESH_SECONDS = 0.25
 PROBE_SECONDS = 5.0
 FORGET_SECONDS = 60.0
 CRL_SECONDS = 1.0
+ROTATION_SECONDS = 1.0
 TIDY_SECONDS = 60.0
 
 
@@ -177,8 +179,13 @@ async def _serve(config: Config, pipe: Connection) -> None:
             start(federated.follow(REFRESH_SECONDS))
         start(crls.follow(REFRESH_SECONDS))
         publisher = CrlPublisher(issuers, store, _crl_times(config), url=publication.url)
-        duties = [Duty("crl", publisher.run, CRL_SECONDS)]
         start(responder.feed.follow(REFRESH_SECONDS))
+        start(show_rotation(succession))
+        rotator = build_rotator(config, store, succession)
+        duties = [
+            Duty("crl", publisher.run, CRL_SECONDS),
+            Duty("rotation", rotator.run, ROTATION_SECONDS),
+        ]
         if config.tidy.enabled:
             tidy = Tidy(store, keep=config.tidy.keep, interval=config.tidy.interval)
             pace = min(config.tidy.interval.total_seconds() / 4, TIDY_SECONDS)
@@ -254,13 +261,17 @@ def _count_token_check(authenticator: str, outcome: str) -> None:
 
 
 async def _follow_issuers(issuers: IssuerBook) -> None:
+    shown: set[tuple[str, str]] = set()
     while True:
         try:
             await issuers.refresh()
         except MeshmintError as error:
             log.warning("issuers could not be refreshed", reason=error.reason)
-        for issuer in issuers.published():
-            telemetry.ISSUER_EXPIRY.labels(issuer.name, issuer.state.value).set(
-                issuer.not_after.timestamp()
-            )
+        present = {(one.name, one.state.value): one for one in issuers.published()}
+        for labels, issuer in present.items():
+            telemetry.ISSUER_EXPIRY.labels(*labels).set(issuer.not_after.timestamp())
+        for labels in shown - present.keys():
+            # A series of several processes cannot be taken back: no alarm for what is over.
+            telemetry.ISSUER_EXPIRY.labels(*labels).set(math.inf)
+        shown |= present.keys()
         await asyncio.sleep(REFRESH_SECONDS)

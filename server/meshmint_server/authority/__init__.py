@@ -18,8 +18,9 @@ from meshmint_server.authority.federation import (
 from meshmint_server.authority.issuers import Issuer, IssuerBook
 from meshmint_server.authority.locations import Locations, Publication
 from meshmint_server.authority.path import has_signed
-from meshmint_server.authority.rotation import Rotation, RotationRules, RotationStep, decide
+from meshmint_server.authority.rotation import Rotation, RotationRules, RotationStep, Term, decide
 from meshmint_server.authority.rotation_words import describe_rotation
+from meshmint_server.authority.rotator import Rotator
 from meshmint_server.authority.sharding import shard_of
 from meshmint_server.authority.succession import Succession
 from meshmint_server.authority.upstream import UpstreamCommand
@@ -43,7 +44,9 @@ __all__ = [
     "Rotation",
     "RotationRules",
     "RotationStep",
+    "Rotator",
     "Succession",
+    "Term",
     "TrustBundleFeed",
     "UpstreamCommand",
     "create_csr",

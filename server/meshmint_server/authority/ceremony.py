@@ -86,7 +86,7 @@ async def create_csr(
         crl_url: Base URL of the distribution points of a CRL that is split, for life.
         locations: Where the root's CRL, OCSP and certificate are. The CSR asks for them,
             and it is the root's operator who puts them into the certificate.
-        at_revision: Makes a new issuer only if none has changed since.
+        at_revision: Does so only if no issuer has changed since.
 
     Returns:
         The issuer as it is kept, and the CSR in PEM.
@@ -157,11 +157,12 @@ async def create_csr(
 async def _alone(store: Store) -> AsyncIterator[None]:
     """Nobody else makes a key meanwhile: two who look for one and find none would make two."""
     leadership = store.leadership("issuer-key")
-    if not await leadership.hold():
-        raise StoreUnavailable(
-            "Somebody else makes an issuer at this moment. Try again.", reason="ISSUERS_CHANGING"
-        )
     try:
+        if not await leadership.hold():
+            raise StoreUnavailable(
+                "Somebody else makes an issuer at this moment. Try again.",
+                reason="ISSUERS_CHANGING",
+            )
         yield
     finally:
         await leadership.release()

@@ -197,7 +197,10 @@ class IssuerBook:
             return self.active()
         issuer = self.get(name)
         if issuer.state is not IssuerState.ACTIVE:
-            raise IssuerNotReady(f"The issuer '{name}' is {issuer.state.value} and does not sign.")
+            raise IssuerNotReady(
+                f"The role names the issuer '{name}', which is {issuer.state.value} and does not "
+                "sign. An operator has the role name the active one, or none ('issuer_ref')."
+            )
         return issuer
 
     def published(self) -> tuple[Issuer, ...]:

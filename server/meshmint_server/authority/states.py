@@ -73,7 +73,8 @@ def activated(
     return replace(
         row,
         state=IssuerState.ACTIVE,
-        activated_at=row.activated_at or now,
+        # Of the switch, also on the way back: the one before retires at this moment.
+        activated_at=(row.activated_at if active and active.name == row.name else None) or now,
         retired_at=None,
         last_failure=None,
     )

@@ -87,7 +87,7 @@ class Succession:
             algorithm: Kind of key; None: that of the waiting one, or as configured.
             common_name: CN of the subject.
             subject: The whole subject instead.
-            at_revision: Makes a new issuer only if none has changed since.
+            at_revision: Does so only if no issuer has changed since.
         """
         now = self._clock()
         if name is None:
@@ -162,6 +162,14 @@ class Succession:
             raise changed_meanwhile()
         return row
 
+    async def latest_leaf(self, name: str) -> datetime | None:
+        """When the last recorded certificate of an issuer expires; its responder's do not count.
+
+        Raises:
+            StoreUnavailable: The database does not answer.
+        """
+        return await self._store.latest_expiry(name, besides_role=RESPONDER_ROLE)
+
     async def remove(self, name: str, *, at_once: bool = False) -> IssuerRow:
         """Stops publishing an issuer.
 
@@ -181,7 +189,7 @@ class Succession:
         latest = None
         if row.retired_at is not None:
             # Responders answer for it until it goes, and so are no reason to stay.
-            latest = await self._store.latest_expiry(name, besides_role=RESPONDER_ROLE)
+            latest = await self.latest_leaf(name)
         row = gone(row, latest, self._clock(), self._rules, at_once=at_once)
         if not await self._store.put_issuer(row, at_revision=revision):
             raise changed_meanwhile()

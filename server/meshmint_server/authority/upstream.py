@@ -1,8 +1,8 @@
 """A program that has certificates for our issuers signed: the CA above, as far as we know it.
 
-It runs without a shell, with little of our environment (where a PIN may be), in a
-process group of its own that ends with it, and is given neither unlimited time nor
-unlimited room. What it brings is checked like anything that an operator brings.
+It runs without a shell, with little of our environment (where a PIN may be), and is
+given neither unlimited time nor unlimited room: its process group is ended beyond that.
+What it brings is checked like anything that an operator brings.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Final
+from tempfile import TemporaryFile
+from typing import IO, Final
 
 from meshmint_server.errors import Unavailable
 
@@ -23,6 +26,7 @@ _ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "TZ")
 _MOST_OUTPUT: Final = 1 << 20
 _MOST_ERRORS: Final = 1 << 16
 _LONGEST_LINE: Final = 300
+_GLANCE_SECONDS: Final = 0.05
 
 
 class UpstreamCommand:
@@ -49,54 +53,55 @@ class UpstreamCommand:
         Raises:
             Unavailable: It could not be run, took too long, wrote too much, or failed.
         """
+        # Files and no pipes: nobody has to read along, and what a runaway child of the
+        # program still holds keeps us from nothing.
+        with TemporaryFile() as stdin, TemporaryFile() as stdout, TemporaryFile() as stderr:
+            stdin.write(csr.encode("ascii"))
+            stdin.seek(0)
+            status = await self._run(stdin, stdout, stderr)
+            output, errors = _written(stdout, _MOST_OUTPUT), _written(stderr, _MOST_ERRORS)
+        if status != 0:
+            how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+            raise _failed(f"{how}: {_first_line(errors)}")
+        return output
+
+    async def _run(self, stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]) -> int:
+        """Runs it to its end, or ends it; its exit status, negative for a signal."""
+        deadline = time.monotonic() + self._seconds
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
+            process = await asyncio.to_thread(
+                subprocess.Popen,
+                self._command,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
             raise _failed(f"cannot be run: {error}") from None
         try:
-            async with asyncio.timeout(self._seconds):
-                output, errors = await _talk(process, csr.encode("ascii"))
-                status = await process.wait()
-        except BaseException as error:
+            while (status := process.poll()) is None:
+                if time.monotonic() > deadline:
+                    raise _failed(f"took longer than {self._seconds:g} s")
+                _written(stdout, _MOST_OUTPUT)
+                _written(stderr, _MOST_ERRORS)
+                await asyncio.sleep(_GLANCE_SECONDS)
+        except BaseException:
+            # All that it started goes with it. The process is not reaped yet, so its number is its.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-            if isinstance(error, TimeoutError):
-                raise _failed(f"took longer than {self._seconds:g} s") from None
+            await asyncio.to_thread(process.wait)
             raise
-        if status != 0:
-            how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-            raise _failed(f"{how}: {_first_line(errors)}")
-        return output
+        return status
 
 
-async def _talk(process: asyncio.subprocess.Process, csr: bytes) -> tuple[bytes, bytes]:
-    stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
-    if stdin is None or stdout is None or stderr is None:
-        raise AssertionError("unreachable: they are pipes")
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        # One that does not read it will say why, or bring the wrong certificate.
-        stdin.write(csr)
-        await stdin.drain()
-    stdin.close()
-    output, errors = await asyncio.gather(_read(stdout, _MOST_OUTPUT), _read(stderr, _MOST_ERRORS))
-    return output, errors
-
-
-async def _read(stream: asyncio.StreamReader, most: int) -> bytes:
-    found = bytearray()
-    while piece := await stream.read(1 << 16):
-        found += piece
-        if len(found) > most:
-            raise _failed(f"wrote more than {most} bytes")
-    return bytes(found)
+def _written(file: IO[bytes], most: int) -> bytes:
+    # At an offset: the position is shared with the program that writes.
+    content = os.pread(file.fileno(), most + 1, 0)
+    if len(content) > most:
+        raise _failed(f"wrote more than {most} bytes")
+    return content
 
 
 def _first_line(errors: bytes) -> str:

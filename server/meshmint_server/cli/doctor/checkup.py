@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from meshmint_server.app import open_keyring, open_store_as_it_is
+from meshmint_server.app import open_keyring, open_store_as_it_is, rotation_rules
 from meshmint_server.cli.doctor.authenticators import check_authenticators
 from meshmint_server.cli.doctor.clocks import check_clocks
 from meshmint_server.cli.doctor.configuration import check_configuration, load_configuration
@@ -50,7 +50,9 @@ async def examine(path: Path) -> AsyncIterator[Finding]:
     if contents.issuers is None:
         yield warning("issuers", _UNSEEN, _SEE_STORE)
     else:
-        for finding in check_issuers(contents.issuers, config.trust_domain, now):
+        for finding in check_issuers(
+            contents.issuers, config.trust_domain, rotation_rules(config), now
+        ):
             yield finding
     async for finding in _keys(config, contents):
         yield finding

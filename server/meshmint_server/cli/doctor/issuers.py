@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from meshmint_server.authority import examine_issuer
+from meshmint_server.authority import (
+    Rotation,
+    RotationRules,
+    Term,
+    decide,
+    describe_rotation,
+    examine_issuer,
+)
 from meshmint_server.cli.doctor.finding import Finding, error, ok, warning
 from meshmint_server.cli.doctor.words import duration_words, moment_words
 from meshmint_server.cli.terminal import readable_subject
@@ -14,30 +21,63 @@ from meshmint_server.store import IssuerRow, IssuerState
 
 __all__ = ["check_issuers"]
 
-_REPLACE = (
-    "Have the root sign a new one: 'meshmintd ca csr' with a new name, then 'meshmintd ca import'."
-)
+_REPLACE = "Have the root sign a new one: begin with 'meshmintd ca rotate'."
+
+_NEXT_STEP = "'meshmintd ca rotate' does the next step that is due."
 
 
 def check_issuers(
-    rows: tuple[IssuerRow, ...], trust_domain: TrustDomain, now: datetime
+    rows: tuple[IssuerRow, ...], trust_domain: TrustDomain, rules: RotationRules, now: datetime
 ) -> Iterator[Finding]:
-    """Every issuer in the store, and that one of them signs."""
+    """Every issuer in the store, that one of them signs, and what its successor waits for."""
     active = [row.name for row in rows if row.state is IssuerState.ACTIVE]
     if not active:
         yield error(
             "issuers",
             "There is no active issuer: nothing can be issued.",
-            "Make one with 'meshmintd ca csr' and 'meshmintd ca import'.",
+            "'meshmintd ca rotate' does the next step, and says what comes then.",
         )
     elif len(active) > 1:
         yield error(
             "issuers",
             f"There are several active issuers: {', '.join(active)}.",
-            "Import the one that shall sign once more; the others retire.",
+            "Activate the next one with 'meshmintd ca rotate --activate'; the others retire.",
         )
     for row in rows:
         yield from _issuer(row, trust_domain, now)
+    if active:
+        yield from _rotation(decide(rows, now, rules), now)
+        yield from _long_leaves(rows, rules, now)
+
+
+def _rotation(rotation: Rotation, now: datetime) -> Iterator[Finding]:
+    subject, words = "rotation", describe_rotation(rotation)
+    is_due = rotation.due is None or rotation.due <= now
+    if rotation.is_urgent:
+        yield error(subject, words, _REPLACE if rotation.is_automatic else _NEXT_STEP)
+    elif rotation.last_failure is not None or (is_due and not rotation.is_automatic):
+        yield warning(subject, words, _NEXT_STEP)
+    else:
+        yield ok(subject, words)
+
+
+def _long_leaves(
+    rows: tuple[IssuerRow, ...], rules: RotationRules, now: datetime
+) -> Iterator[Finding]:
+    for row in rows:
+        term = Term.of(row) if row.state is IssuerState.ACTIVE else None
+        if term is None or now >= term.end:
+            continue
+        if rules.activate_at(term) > term.end - rules.longest_leaf:
+            yield warning(
+                "rotation",
+                f"Certificates may live for {duration_words(rules.longest_leaf)} ('max_ttl'), and "
+                f"the issuer '{row.name}' signs until {moment_words(rules.activate_at(term))}, "
+                f"{duration_words(term.end - rules.activate_at(term))} before its end: towards "
+                "then, long ones are refused.",
+                "Shorten 'max_ttl', have issuers signed for longer, or set "
+                "'rotation.activate_before'.",
+            )
 
 
 def _issuer(row: IssuerRow, trust_domain: TrustDomain, now: datetime) -> Iterator[Finding]:
