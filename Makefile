@@ -73,6 +73,11 @@ growth: $(READY) ## Measures whether a store of 1,000,000 records slows the serv
 	@deploy/packages.sh softhsm2 postgresql
 	PYTHONPATH=tests:bench $(BIN)/python -m growth $(GROWTH_ARGS)
 
+.PHONY: bench-ocsp
+bench-ocsp: $(READY) ## Measures OCSP answers a second from the cache; 2 minutes
+	@deploy/packages.sh softhsm2 postgresql nghttp2-client
+	PYTHONPATH=tests $(BIN)/python bench/ocsp.py
+
 .PHONY: check
 check: lint types proto-check ## Runs lint, types and proto-check
 
