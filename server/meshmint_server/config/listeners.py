@@ -51,7 +51,7 @@ class TlsSettings(Section):
 
 
 class HttpSettings(Section):
-    """The HTTP port: health, metrics, CRLs, CA certificates, trust bundle.
+    """The HTTP port: health, metrics, CRLs, OCSP, CA certificates, trust bundle.
 
     Anybody who reaches it may read all of it.
     """
