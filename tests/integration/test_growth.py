@@ -9,6 +9,7 @@ import secrets
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from growth.fill import PROBES, Probe, fill_store
+from growth.report import page
 from meshmint_server.store import RecordFilter, Store
 from support.rows import NOON, record_row
 
@@ -91,3 +93,12 @@ def test_growth_runs_and_writes_its_table(tmp_path: Path) -> None:
 def _python_path() -> str:
     more = [str(ROOT / "tests"), str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")]
     return os.pathsep.join(more)
+
+
+def test_the_page_in_the_reference_is_made_of_its_numbers() -> None:
+    reference = ROOT / "docs" / "reference"
+    document: dict[str, Any] = json.loads((reference / "growth.json").read_text())
+    assert (reference / "growth.md").read_text() == page(document)
+    assert document["sizes"] == [0, 100_000, 1_000_000]
+    for store in ("sqlite", "postgresql"):
+        assert set(document["flat"][store]) == {"start", "issue", "revoke", "list"}
