@@ -15,6 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import Message
+from meshmint import Client, Unavailable
 from meshmint.v1 import admin_service_pb2 as admin_pb
 from meshmint.v1.admin_service_pb2_grpc import AdminServiceStub
 from support.mesh import LIFETIME, Handshake, Mesh, wait_until
@@ -70,9 +71,10 @@ class Operator:
         """Asks until it is allowed: not before the root has been published long enough."""
         self._until_allowed("ActivateIssuer", admin_pb.ActivateIssuerRequest(at_once=at_once))
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, *, at_once: bool = False) -> None:
         """Asks until it is allowed: not while certificates live that chain to it."""
-        self._until_allowed("RemoveIssuer", admin_pb.RemoveIssuerRequest(name=name))
+        request = admin_pb.RemoveIssuerRequest(name=name, at_once=at_once)
+        self._until_allowed("RemoveIssuer", request)
 
     def _until_allowed(self, rpc: str, request: Message) -> None:
         def is_done() -> bool:
@@ -180,3 +182,25 @@ def test_handshakes_fail_where_a_root_signs_that_a_workload_does_not_know(
             wait_until(lambda: len(mesh.failures) > 0, "a handshake fails")
 
     assert "unable to get local issuer certificate" in "".join(mesh.failures)
+
+
+def test_the_service_drops_its_own_certificate_with_the_issuer_of_it(
+    service_factory: ServiceFactory,
+) -> None:
+    with service_factory.start(rotation=SETTINGS["rotation"]) as service:
+        operator = Operator(service)
+        root = operator.new_root()
+        operator.publish_next()
+        operator.activate(at_once=True)
+        operator.remove("issuer-1", at_once=True)
+
+        def is_reached() -> bool:
+            with (
+                contextlib.suppress(Unavailable),
+                Client(service.address, root_certificates=root) as client,
+            ):
+                return client.get_chain().trust_bundle_pem == (root,)
+            return False
+
+        # It would have been good for hours, and nobody who has the new bundle would take it.
+        wait_until(is_reached, "who trusts the new root alone reaches the service")

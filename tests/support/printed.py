@@ -20,7 +20,7 @@ __all__ = ["Block", "blocks_of", "configuration_of", "type_lines"]
 
 _FENCED = re.compile(r"^```(?P<language>[a-z]+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _SECTION = re.compile(r"^## (?P<title>.+)$", re.MULTILINE)
-_PLACE = re.compile(r"# (?P<place>at the [a-z ]+)\n")
+_PLACE = re.compile(r"# (?P<place>at [a-z ]+)\n")
 
 
 @dataclass(frozen=True)
