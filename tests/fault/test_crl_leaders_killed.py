@@ -17,6 +17,7 @@ from support.software_key import SoftwareKey
 
 REVOKED = 300
 LEADERS = 4
+TESTS = Path(__file__).parents[1]
 
 
 class Reader:
@@ -70,6 +71,7 @@ async def test_killed_leaders_leave_nothing_half_and_no_number_falls(
     leaders = [
         subprocess.Popen(  # noqa: ASYNC220 - it returns at once
             [sys.executable, "-m", "support.crl_hammer", store_url, key_file],
+            cwd=TESTS,  # where "support" is found
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -77,7 +79,8 @@ async def test_killed_leaders_leave_nothing_half_and_no_number_falls(
     ]
     try:
         at_work = [Path(f"{key_file}.{one.pid}") for one in leaders]
-        while not all(file.exists() for file in at_work):  # noqa: ASYNC110 - of other processes
+        while not all(file.exists() for file in at_work):
+            assert all(leader.poll() is None for leader in leaders)
             await asyncio.sleep(0.1)
         for leader in leaders:
             # In the midst of making one: they do nothing else.

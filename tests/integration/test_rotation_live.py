@@ -81,7 +81,11 @@ class Operator:
             try:
                 getattr(admin, rpc)(request, metadata=self._service.admin_metadata)
             except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
+                # Not yet; or the service itself changed the issuers in this moment.
+                if error.code() not in (
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    grpc.StatusCode.UNAVAILABLE,
+                ):
                     raise
                 return False
             return True
