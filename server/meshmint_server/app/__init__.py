@@ -4,14 +4,12 @@ Nothing else builds objects from the configuration. One worker is one process
 with its own login to the token, its own database pool and its own event loop.
 """
 
-from meshmint_server.app.background import EXIT_STUCK
 from meshmint_server.app.openers import open_keyring, open_store, open_store_as_it_is
 from meshmint_server.app.succession import build_upstream, open_succession, rotation_rules
 from meshmint_server.app.worker import EXIT_CONFIG, run_worker
 
 __all__ = [
     "EXIT_CONFIG",
-    "EXIT_STUCK",
     "build_upstream",
     "open_keyring",
     "open_store",

@@ -11,17 +11,11 @@ from typing import TypeAlias
 
 import structlog
 
-from meshmint_server.keys import KeyRing
-
-__all__ = ["EXIT_STUCK", "Background", "background", "beat", "end_when_stuck"]
+__all__ = ["Background", "background", "beat"]
 
 log = structlog.get_logger(__name__)
 
-EXIT_STUCK = 69  # sysexits.h: EX_UNAVAILABLE
-
-WATCH_SECONDS = 1.0
 BEAT_SECONDS = 1.0
-STUCK_SECONDS = 30.0
 
 Background: TypeAlias = Callable[[object], None]
 """Starts a coroutine that runs until the worker ends."""
@@ -59,12 +53,3 @@ async def beat(pipe: Connection, stopping: asyncio.Event) -> None:
             stopping.set()
             return
         await asyncio.sleep(BEAT_SECONDS)
-
-
-async def end_when_stuck(keyring: KeyRing) -> None:
-    """A PKCS#11 call cannot be cancelled: a worker whose call hangs is replaced."""
-    while True:
-        await asyncio.sleep(WATCH_SECONDS)
-        if keyring.is_stuck(STUCK_SECONDS):
-            log.error("a call into the token hangs; the worker is replaced")
-            os._exit(EXIT_STUCK)

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from meshmint_server.config import Config
-from meshmint_server.keys import KeyRing
+from meshmint_server.keys import KeyRing, RemoteKeyRing
 from meshmint_server.store import Store
 
-__all__ = ["open_keyring", "open_store", "open_store_as_it_is"]
+__all__ = ["open_keyring", "open_signing_process", "open_store", "open_store_as_it_is"]
 
 
 @asynccontextmanager
@@ -35,8 +35,18 @@ async def open_store_as_it_is(config: Config) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def open_keyring(config: Config) -> AsyncIterator[KeyRing]:
-    """The signing keys."""
+    """The signing keys in this process, which does its work and ends."""
     keyring = config.keys.build()
+    try:
+        yield keyring
+    finally:
+        await keyring.close()
+
+
+@asynccontextmanager
+async def open_signing_process(config: Config) -> AsyncIterator[RemoteKeyRing]:
+    """The signing keys in a process of their own, for one that talks to strangers."""
+    keyring = RemoteKeyRing(config.keys, log_format=config.log.format, log_level=config.log.level)
     try:
         yield keyring
     finally:

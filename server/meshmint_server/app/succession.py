@@ -22,7 +22,7 @@ from meshmint_server.authority import (
 )
 from meshmint_server.config import Config
 from meshmint_server.errors import MeshmintError
-from meshmint_server.keys import KeyRing
+from meshmint_server.keys import Keys
 from meshmint_server.store import Store
 
 __all__ = [
@@ -53,7 +53,7 @@ def rotation_rules(config: Config) -> RotationRules:
     )
 
 
-def build_succession(config: Config, store: Store, keyring: KeyRing) -> Succession:
+def build_succession(config: Config, store: Store, keyring: Keys) -> Succession:
     """The issuers of a service."""
     return Succession(
         store,

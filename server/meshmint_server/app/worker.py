@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection
 import structlog
 
 from meshmint_server import telemetry
-from meshmint_server.app.background import background, beat, end_when_stuck
-from meshmint_server.app.openers import open_keyring, open_store
+from meshmint_server.app.background import background, beat
+from meshmint_server.app.openers import open_signing_process, open_store
 from meshmint_server.app.own_certificate import BundleEndpoint, grpc_credentials
 from meshmint_server.app.succession import build_rotator, build_succession, show_rotation
 from meshmint_server.app.upkeep import Duty, Upkeep
@@ -98,8 +98,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
         start = await stack.enter_async_context(background())
         start(beat(pipe, stopping))
         store = await stack.enter_async_context(open_store(config))
-        keyring = await stack.enter_async_context(open_keyring(config))
-        start(end_when_stuck(keyring))
+        keyring = await stack.enter_async_context(open_signing_process(config))
 
         audit = AuditLog()
         try:

@@ -34,7 +34,7 @@ from meshmint_server.errors import (
 )
 from meshmint_server.keys import (
     KeyAlgorithmName,
-    KeyRing,
+    Keys,
     SigningKey,
     capture,
     default_algorithm,
@@ -53,7 +53,7 @@ _LONGEST_ATTRIBUTE = 64  # RFC 5280 appendix A.1, ub-organization-name and ub-co
 
 async def create_csr(
     store: Store,
-    keyring: KeyRing,
+    keyring: Keys,
     *,
     name: str,
     algorithm: KeyAlgorithmName | str,
@@ -176,7 +176,7 @@ async def _put(store: Store, row: IssuerRow, revision: int) -> int:
 
 async def import_chain(
     store: Store,
-    keyring: KeyRing,
+    keyring: Keys,
     material: bytes | Iterable[bytes],
     *,
     now: datetime,

@@ -22,7 +22,7 @@ from meshmint_server.authority.sharding import shard_of
 from meshmint_server.errors import InvalidRequest, IssuerNotReady, KeyUnavailable, MeshmintError
 from meshmint_server.keys import (
     KeyAttributes,
-    KeyRing,
+    Keys,
     PublicKey,
     SignatureAlgorithm,
     SigningKey,
@@ -79,7 +79,7 @@ class IssuerBook:
     def __init__(
         self,
         store: Store,
-        keyring: KeyRing,
+        keyring: Keys,
         trust_domain: TrustDomain,
         publication: Publication | None = None,
     ) -> None:

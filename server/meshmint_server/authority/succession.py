@@ -17,7 +17,7 @@ from meshmint_server.authority.ocsp import RESPONDER_ROLE
 from meshmint_server.authority.rotation import Rotation, RotationRules, decide
 from meshmint_server.authority.states import activated, changed_meanwhile, gone
 from meshmint_server.errors import NotFound, PreconditionFailed
-from meshmint_server.keys import KeyAlgorithmName, KeyRing, key_algorithm_of, load_public_key
+from meshmint_server.keys import KeyAlgorithmName, Keys, key_algorithm_of, load_public_key
 from meshmint_server.spiffe import TrustDomain
 from meshmint_server.store import IssuerRow, IssuerState, Store
 
@@ -42,7 +42,7 @@ class Succession:
     def __init__(
         self,
         store: Store,
-        keyring: KeyRing,
+        keyring: Keys,
         *,
         trust_domain: TrustDomain,
         rules: RotationRules,

@@ -1,8 +1,9 @@
 """Signing keys: in a PKCS#11 token, or in an encrypted file.
 
-The private half is used only inside this package, on threads of its own. What
-other rooms get is a ``SigningKey`` that signs bytes, and the means to have
-cryptography's builders prepare those bytes.
+The private half is used only inside this package: by a service in a signing process
+of its own, by a command on threads of its own. What other rooms get is a
+``SigningKey`` that signs bytes, and the means to have cryptography's builders
+prepare those bytes.
 """
 
 from meshmint_server.keys.algorithm import (
@@ -17,7 +18,8 @@ from meshmint_server.keys.algorithm import (
 )
 from meshmint_server.keys.capture import ToBeSigned, capture
 from meshmint_server.keys.holding import HoldingFault, faults_of_holding
-from meshmint_server.keys.key import KeyAttributes, KeyFault, SigningKey
+from meshmint_server.keys.key import KeyAttributes, KeyFault, Keys, SigningKey
+from meshmint_server.keys.remote import RemoteKeyRing
 from meshmint_server.keys.ring import KeyRing
 from meshmint_server.keys.secret import SecretSource
 from meshmint_server.keys.settings import KeySettings
@@ -32,7 +34,9 @@ __all__ = [
     "KeyFault",
     "KeyRing",
     "KeySettings",
+    "Keys",
     "PublicKey",
+    "RemoteKeyRing",
     "Scheme",
     "SecretSource",
     "SignatureAlgorithm",

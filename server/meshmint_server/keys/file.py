@@ -25,7 +25,7 @@ from meshmint_server.keys.algorithm import (
 )
 from meshmint_server.keys.key import KeyAttributes, KeyFault
 from meshmint_server.keys.secret import SecretSource
-from meshmint_server.keys.signer import Signer
+from meshmint_server.keys.signer import Signer, run_for_callers
 from meshmint_server.keys.uri import FileKeyUri
 
 __all__ = ["FileKey", "KeyDirectory"]
@@ -129,15 +129,24 @@ class FileKey:
         """The public half."""
         return self._public_key
 
-    async def sign(self, data: bytes, algorithm: SignatureAlgorithm) -> bytes:
-        """Sign on the file keys' thread; see SigningKey."""
+    @property
+    def signer(self) -> Signer:
+        """The file keys' thread."""
+        return self._signer
+
+    def sign_now(self, data: bytes, algorithm: SignatureAlgorithm) -> bytes:
+        """Sign. See SigningKey."""
         try:
-            return await self._signer.run(
-                partial(_sign, self._key, data, algorithm), timeout=self._timeout
-            )
+            return _sign(self._key, data, algorithm)
         except KeyFault as fault:
             told = fault.for_callers()
         raise told
+
+    async def sign(self, data: bytes, algorithm: SignatureAlgorithm) -> bytes:
+        """Sign on the file keys' thread; see SigningKey."""
+        return await run_for_callers(
+            self._signer, partial(self.sign_now, data, algorithm), self._timeout
+        )
 
     async def attributes(self) -> KeyAttributes:
         """A file can always be copied."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from meshmint_server.errors import KeyUnavailable
-from meshmint_server.keys.algorithm import PublicKey, SignatureAlgorithm
+from meshmint_server.keys.algorithm import KeyAlgorithmName, PublicKey, SignatureAlgorithm
 
-__all__ = ["KeyAttributes", "KeyFault", "SigningKey"]
+__all__ = ["KeyAttributes", "KeyFault", "Keys", "SigningKey"]
 
 _FOR_CALLERS: Final = "The signing key does not answer at present. Retry."
 
@@ -102,4 +102,32 @@ class SigningKey(Protocol):
         Raises:
             KeyUnavailable: The token does not answer.
         """
+        ...
+
+
+class Keys(Protocol):
+    """Opens and makes signing keys: `KeyRing` here, or `RemoteKeyRing` in another process."""
+
+    async def find_token(self) -> str | None:
+        """See `KeyRing.find_token`."""
+        ...
+
+    async def open(self, uri: str, public_key_spki_der: bytes | None = None) -> SigningKey:
+        """See `KeyRing.open`."""
+        ...
+
+    async def generate(self, label: str, algorithm: KeyAlgorithmName | str) -> SigningKey:
+        """See `KeyRing.generate`."""
+        ...
+
+    def place_of(self, label: str) -> str:
+        """See `KeyRing.place_of`."""
+        ...
+
+    async def find_or_generate(self, place: str, algorithm: KeyAlgorithmName | str) -> SigningKey:
+        """See `KeyRing.find_or_generate`."""
+        ...
+
+    async def close(self) -> None:
+        """See `KeyRing.close`."""
         ...

@@ -42,6 +42,7 @@ from meshmint_server.keys.pkcs11_objects import (
     sign_with,
 )
 from meshmint_server.keys.secret import SecretSource
+from meshmint_server.keys.signer import Signer, run_for_callers
 from meshmint_server.keys.uri import InvalidKeyUri, Pkcs11Uri
 
 __all__ = ["Pkcs11Key", "Pkcs11Token"]
@@ -372,16 +373,24 @@ class Pkcs11Key:
         """The public half."""
         return self._public_key
 
-    async def sign(self, data: bytes, algorithm: SignatureAlgorithm) -> bytes:
-        """Sign on the module's thread; see SigningKey."""
+    @property
+    def signer(self) -> Signer:
+        """The module's threads."""
+        return self._module.signer
+
+    def sign_now(self, data: bytes, algorithm: SignatureAlgorithm) -> bytes:
+        """Sign; on one of the module's threads only. See SigningKey."""
         try:
-            return await self._module.signer.run(
-                partial(self._token.sign, self._uri, self._public_key, data, algorithm),
-                timeout=self._timeout,
-            )
+            return self._token.sign(self._uri, self._public_key, data, algorithm)
         except KeyFault as fault:
             told = fault.for_callers()
         raise told
+
+    async def sign(self, data: bytes, algorithm: SignatureAlgorithm) -> bytes:
+        """Sign on the module's thread; see SigningKey."""
+        return await run_for_callers(
+            self.signer, partial(self.sign_now, data, algorithm), self._timeout
+        )
 
     async def attributes(self) -> KeyAttributes:
         """How the token holds it; see SigningKey."""

@@ -12,7 +12,7 @@ import secrets
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from meshmint_server.keys.algorithm import (
     KeyAlgorithmName,
@@ -21,7 +21,7 @@ from meshmint_server.keys.algorithm import (
     load_public_key,
 )
 from meshmint_server.keys.file import FileKey, KeyDirectory
-from meshmint_server.keys.key import KeyFault, SigningKey
+from meshmint_server.keys.key import KeyFault
 from meshmint_server.keys.pkcs11 import Pkcs11Key, Pkcs11Token
 from meshmint_server.keys.pkcs11_module import Pkcs11Module
 from meshmint_server.keys.secret import SecretSource
@@ -35,7 +35,10 @@ from meshmint_server.keys.uri import (
     parse_token_uri,
 )
 
-__all__ = ["KeyRing"]
+__all__ = ["KeyRing", "OpenKey", "place_of"]
+
+OpenKey: TypeAlias = FileKey | Pkcs11Key
+"""A key that this process holds."""
 
 # An RSA-4096 key takes tokens up to a minute to make.
 _GENERATE_SECONDS: Final = 120.0
@@ -102,7 +105,7 @@ class KeyRing:
             return None
         return await self._module.signer.run(self._token.introduce, timeout=_OPEN_SECONDS)
 
-    async def open(self, uri: str, public_key_spki_der: bytes | None = None) -> SigningKey:
+    async def open(self, uri: str, public_key_spki_der: bytes | None = None) -> OpenKey:
         """Open a key and prove that it signs for its public key.
 
         Args:
@@ -116,13 +119,13 @@ class KeyRing:
         parsed = parse_key_uri(uri)
         expected = None if public_key_spki_der is None else load_public_key(public_key_spki_der)
         if isinstance(parsed, FileKeyUri):
-            key: SigningKey = await self._open_file(parsed, expected)
+            key: OpenKey = await self._open_file(parsed, expected)
         else:
             key = await self._open_token(parsed, expected)
         await self._prove(key)
         return key
 
-    async def generate(self, label: str, algorithm: KeyAlgorithmName | str) -> SigningKey:
+    async def generate(self, label: str, algorithm: KeyAlgorithmName | str) -> OpenKey:
         """Make a key: in the token if one is configured, else in a file.
 
         Args:
@@ -141,13 +144,25 @@ class KeyRing:
         Raises:
             InvalidKeyUri: The label cannot be used.
         """
-        if not 0 < len(label) <= 64 or not label.isprintable():
-            raise InvalidKeyUri("A key's label has 1 to 64 printable characters.")
-        if self._token is not None:
-            return str(replace(self._token.uri, object=label, type=ObjectType.PRIVATE))
-        return str(FileKeyUri.parse(f"file:{label}{_KEY_FILE}"))
+        return place_of(label, None if self._token is None else self._token.uri)
 
-    async def find_or_generate(self, place: str, algorithm: KeyAlgorithmName | str) -> SigningKey:
+    async def adopt(self, uri: str, public_key_spki_der: bytes) -> OpenKey:
+        """A key that was open before, in a process that is gone; not proven once more.
+
+        One in a token is looked for when it signs, so that this needs no token to be there.
+
+        Raises:
+            InvalidKeyUri: The URI is malformed.
+            KeyUnavailable: A key file cannot be opened.
+        """
+        parsed = parse_key_uri(uri)
+        public_key = load_public_key(public_key_spki_der)
+        if isinstance(parsed, FileKeyUri):
+            return await self._open_file(parsed, public_key)
+        token, module = self._tokens()
+        return Pkcs11Key(token, module, parsed, public_key, self._timeout)
+
+    async def find_or_generate(self, place: str, algorithm: KeyAlgorithmName | str) -> OpenKey:
         """The key at a place; made if there is none.
 
         So whoever wrote the place down first can be interrupted at any moment and ask
@@ -165,14 +180,14 @@ class KeyRing:
 
     async def _make(
         self, place: Pkcs11Uri | FileKeyUri, algorithm: KeyAlgorithmName | str, *, may_exist: bool
-    ) -> SigningKey:
+    ) -> OpenKey:
         try:
             kind = KeyAlgorithmName(algorithm)
         except ValueError:
             raise InvalidKeyUri(
                 f"The kind of key is one of {', '.join(KeyAlgorithmName)}."
             ) from None
-        key: SigningKey
+        key: OpenKey
         if isinstance(place, FileKeyUri):
             directory, signer = self._files()
             make_file = directory.find_or_generate if may_exist else directory.generate
@@ -244,7 +259,7 @@ class KeyRing:
         )
         return Pkcs11Key(token, module, found, public_key, self._timeout)
 
-    async def _prove(self, key: SigningKey) -> None:
+    async def _prove(self, key: OpenKey) -> None:
         algorithm = default_algorithm(key.public_key)
         message = _TEST_MESSAGE + secrets.token_bytes(32)
         try:
@@ -256,3 +271,16 @@ class KeyRing:
                 f"The private key {key.uri} does not belong to the public key that it has here.",
                 reason="KEY_MISMATCH",
             )
+
+
+def place_of(label: str, token: Pkcs11Uri | None) -> str:
+    """The URI of a key with this label, in the token or, without one, in a file.
+
+    Raises:
+        InvalidKeyUri: The label cannot be used.
+    """
+    if not 0 < len(label) <= 64 or not label.isprintable():
+        raise InvalidKeyUri("A key's label has 1 to 64 printable characters.")
+    if token is not None:
+        return str(replace(token, object=label, type=ObjectType.PRIVATE))
+    return str(FileKeyUri.parse(f"file:{label}{_KEY_FILE}"))

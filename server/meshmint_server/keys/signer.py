@@ -25,7 +25,7 @@ from typing import Any, Final, TypeVar
 from meshmint_server.errors import MeshmintError, Overloaded
 from meshmint_server.keys.key import KeyFault
 
-__all__ = ["Signer", "SignerHealth"]
+__all__ = ["Signer", "SignerHealth", "run_for_callers"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ class SignerHealth:
 
 
 class _Job:
+    """A call, and the loop where somebody waits for its result."""
+
     __slots__ = ("call", "deadline", "future", "loop", "timeout")
 
     def __init__(
@@ -68,6 +70,16 @@ class _Job:
         self.deadline = monotonic() + timeout
 
 
+class _Posted:
+    """A call whose result nobody waits for here."""
+
+    __slots__ = ("call", "timeout")
+
+    def __init__(self, call: Callable[[], None], timeout: float) -> None:
+        self.call = call
+        self.timeout = timeout
+
+
 class _Worker:
     """What one thread is doing, readable by the others."""
 
@@ -81,7 +93,11 @@ class _Worker:
 
 
 class Signer:
-    """Threads with a bounded queue in front, for use from any event loop."""
+    """Threads with a bounded queue in front, for use from any event loop.
+
+    Attributes:
+        threads: How many.
+    """
 
     def __init__(self, name: str, *, threads: int = 1, queue_size: int = 1024) -> None:
         """Start the threads.
@@ -92,7 +108,8 @@ class Signer:
             queue_size: How many jobs may wait before more are refused.
         """
         self._name = name
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self.threads = threads
+        self._queue: SimpleQueue[_Job | _Posted | None] = SimpleQueue()
         self._queue_size = queue_size
         self._lock = threading.Lock()
         self._alone = threading.Lock()
@@ -144,6 +161,25 @@ class Signer:
             return await future
         finally:
             timer.cancel()
+
+    def post(self, call: Callable[[], None], *, timeout: float) -> None:
+        """Have one of the threads make a call that sees to its results itself.
+
+        Args:
+            call: Must raise nothing, and call `touch` before each step that may hang.
+            timeout: Seconds that one of its steps may take before the thread is stuck.
+        """
+        with self._lock:
+            if not self._is_closed:
+                self._waiting += 1
+                self._queue.put(_Posted(call, timeout))
+
+    def touch(self) -> None:
+        """From inside a posted call: the next step begins."""
+        me = threading.current_thread()
+        for worker in self._workers:
+            if worker.thread is me:
+                worker.busy_since = monotonic()
 
     def is_stuck(self, limit: float = 10.0) -> bool:
         """Whether a call has been running for longer than ``limit`` seconds.
@@ -232,6 +268,13 @@ class Signer:
             with self._lock:
                 self._waiting -= 1
             now = monotonic()
+            if isinstance(job, _Posted):
+                with worker.gate:
+                    worker.timeout = job.timeout
+                    worker.busy_since = now
+                    _outcome(job.call)
+                    worker.busy_since = None
+                continue
             if job.future.done() or now >= job.deadline:
                 continue
             with worker.gate:
@@ -244,6 +287,20 @@ class Signer:
                 _hand_back(done)
                 done = []
                 flushed = monotonic()
+
+
+async def run_for_callers(signer: Signer, call: Callable[[], T], timeout: float) -> T:  # noqa: ASYNC109
+    """Run a call, and tell its faults as callers may see them; see `Signer.run`.
+
+    Raises:
+        Overloaded: The queue is full.
+        KeyFault: The call failed, or gave no result in time.
+    """
+    try:
+        return await signer.run(call, timeout=timeout)
+    except KeyFault as fault:
+        told = fault.for_callers()
+    raise told
 
 
 def _outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
