@@ -7,6 +7,7 @@ metric label.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ def configure_logging(
     numeric = {"debug": 10, "info": 20, "warning": 30, "error": 40}[level]
     out = stream or sys.stdout
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer(sort_keys=False, default=str)
+        structlog.processors.JSONRenderer(_to_json)
         if log_format == "json"
         else structlog.dev.ConsoleRenderer(colors=out.isatty())
     )
@@ -74,6 +75,14 @@ def configure_logging(
     )
     # Libraries that log by the standard library say only what an operator must know.
     logging.basicConfig(level=max(numeric, logging.WARNING), stream=sys.stderr, force=True)
+
+
+# Made once: `json.dumps` with arguments makes one for every line.
+_encoder = json.JSONEncoder(default=str)
+
+
+def _to_json(event: object, **_: object) -> str:
+    return _encoder.encode(event)
 
 
 class AuditLog:

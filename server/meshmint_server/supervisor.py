@@ -74,6 +74,9 @@ class Supervisor:
 
     def run(self) -> int:
         """Blocks until SIGTERM or SIGINT, and returns the exit status."""
+        # gRPC's newer listener hands each read to threads of its own, and from there to ours:
+        # the older one saves a fifth of the CPU time of a call. Workers read this as they start.
+        os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
         with self._metrics_directory(), _signals(self._signals) as wake, _reserved(self._config):
             while self._workers or not self._is_stopping:
                 self._handle_signals()

@@ -14,22 +14,22 @@ from support.policy import BOUNDS, NOW, decide_names, make_caller, make_role, vi
 
 def test_own_role_fills_in_the_callers_spiffe_id_and_nothing_else() -> None:
     decision = decide_names(make_role(spiffe="own", ttl="1h"))
-    assert [san.value for san in decision.sans] == ["spiffe://example.org/ns/shop/sa/cart"]
-    assert str(decision.spiffe_id) == "spiffe://example.org/ns/shop/sa/cart"
-    assert decision.subject == x509.Name([])
+    assert [san.value for san in decision.grant.sans] == ["spiffe://example.org/ns/shop/sa/cart"]
+    assert str(decision.grant.spiffe_id) == "spiffe://example.org/ns/shop/sa/cart"
+    assert decision.grant.subject == x509.Name([])
     assert decision.not_before == NOW.replace(microsecond=0) - timedelta(seconds=30)
     assert decision.not_after == NOW.replace(microsecond=0) + timedelta(hours=1)
     assert decision.key is KeyAlgorithm.EC_P256
-    assert decision.key_usage is not None
-    assert decision.key_usage.digital_signature
-    assert not decision.key_usage.key_encipherment  # an EC key cannot have it
-    assert decision.ext_key_usages == (
+    assert decision.grant.key_usage is not None
+    assert decision.grant.key_usage.digital_signature
+    assert not decision.grant.key_usage.key_encipherment  # an EC key cannot have it
+    assert decision.grant.ext_key_usages == (
         ExtendedKeyUsageOID.SERVER_AUTH,
         ExtendedKeyUsageOID.CLIENT_AUTH,
     )
-    assert decision.basic_constraints
-    assert decision.is_recorded
-    assert decision.issuer_ref is None
+    assert decision.grant.basic_constraints
+    assert decision.grant.is_recorded
+    assert decision.grant.issuer_ref is None
     assert decision.warnings == ()
 
 
@@ -49,12 +49,12 @@ def test_role_written_for_vault_does_what_it_says_there() -> None:
         uris=("spiffe://example.com/shop/cart",),
     )
     decision = decide_names(role, names)
-    assert [str(san.value) for san in decision.sans] == [
+    assert [str(san.value) for san in decision.grant.sans] == [
         "cart.example.com",
         "a.b.internal.example.com",
         "spiffe://example.com/shop/cart",
     ]
-    assert decision.subject.rfc4514_string() == "CN=cart.example.com"
+    assert decision.grant.subject.rfc4514_string() == "CN=cart.example.com"
     with pytest.raises(PolicyViolated):
         decide_names(role, Names(uris=("spiffe://example.net/x",)))
 

@@ -30,7 +30,7 @@ def test_examples_grant_what_the_page_says() -> None:
     caller = make_caller("shop-eu", "cart", spiffe_id="spiffe://example.org/ns/shop-eu/sa/cart")
     assert roles["workload"].is_for(caller)
     granted = decide_names(roles["workload"], caller=caller)
-    assert str(granted.spiffe_id) == "spiffe://example.org/ns/shop-eu/sa/cart"
+    assert str(granted.grant.spiffe_id) == "spiffe://example.org/ns/shop-eu/sa/cart"
     name = "cart.shop-eu.svc.cluster.local"
-    assert decide_names(roles["workload"], Names(dns_names=(name,)), caller=caller).sans
+    assert decide_names(roles["workload"], Names(dns_names=(name,)), caller=caller).grant.sans
     assert not roles["internal"].is_for(caller)

@@ -79,7 +79,7 @@ def test_role_for_any_key_needs_the_caller_to_choose() -> None:
 @pytest.mark.parametrize("algorithm", list(KeyAlgorithm))
 def test_usages_that_a_key_cannot_have_are_left_out(algorithm: KeyAlgorithm) -> None:
     decision = _issue(_open_role(), algorithm)
-    usage = decision.key_usage
+    usage = decision.grant.key_usage
     assert usage is not None
     assert usage.digital_signature
     assert usage.key_encipherment is (algorithm.value[0] == "rsa")
@@ -98,11 +98,11 @@ def test_key_that_can_have_none_of_the_roles_usages_is_refused() -> None:
     role = _open_role(key_usage=["KeyEncipherment"])
     with pytest.raises(PolicyViolated):
         _issue(role, KeyAlgorithm.ED25519)
-    assert _issue(role, KeyAlgorithm.RSA_2048).key_usage is not None
+    assert _issue(role, KeyAlgorithm.RSA_2048).grant.key_usage is not None
 
 
 def test_empty_key_usage_leaves_the_extension_out() -> None:
-    assert _issue(_open_role(key_usage=[]), KeyAlgorithm.EC_P256).key_usage is None
+    assert _issue(_open_role(key_usage=[]), KeyAlgorithm.EC_P256).grant.key_usage is None
 
 
 def test_extended_key_usages_of_flags_names_and_oids_are_joined() -> None:
@@ -110,7 +110,7 @@ def test_extended_key_usages_of_flags_names_and_oids_are_joined() -> None:
         client_flag=False, code_signing_flag=True, email_protection_flag=True,
         ext_key_usage="TimeStamping,serverauth", ext_key_usage_oids="1.2.3.4",
     )  # fmt: skip
-    assert _issue(role, KeyAlgorithm.EC_P256).ext_key_usages == (
+    assert _issue(role, KeyAlgorithm.EC_P256).grant.ext_key_usages == (
         ExtendedKeyUsageOID.SERVER_AUTH,
         ExtendedKeyUsageOID.CODE_SIGNING,
         ExtendedKeyUsageOID.EMAIL_PROTECTION,
@@ -125,12 +125,14 @@ def test_rest_of_the_role_reaches_the_decision() -> None:
         basic_constraints_valid_for_non_ca=True, policy_identifiers="1.2.3",
     )  # fmt: skip
     decision = _issue(role, KeyAlgorithm.EC_P256)
-    assert decision.issuer_ref == "next"
-    assert decision.signature_bits == 384
-    assert decision.use_pss
-    assert not decision.is_recorded
-    assert decision.basic_constraints
-    assert [policy.policy_identifier.dotted_string for policy in decision.policies] == ["1.2.3"]
+    assert decision.grant.issuer_ref == "next"
+    assert decision.grant.signature_bits == 384
+    assert decision.grant.use_pss
+    assert not decision.grant.is_recorded
+    assert decision.grant.basic_constraints
+    assert [policy.policy_identifier.dotted_string for policy in decision.grant.policies] == [
+        "1.2.3"
+    ]
 
 
 # Sign: the key
@@ -219,9 +221,9 @@ def test_csr_that_asks_for_no_more_than_the_role_is_granted(
     extension: x509.ExtensionType,
 ) -> None:
     decision = _sign(make_role(spiffe="own"), make_pem(extension))
-    assert str(decision.spiffe_id) == OWN
-    assert decision.key_usage is not None
-    assert not decision.key_usage.key_encipherment
+    assert str(decision.grant.spiffe_id) == OWN
+    assert decision.grant.key_usage is not None
+    assert not decision.grant.key_usage.key_encipherment
 
 
 # Sign: names
@@ -233,8 +235,8 @@ def test_names_come_from_the_csr_by_default() -> None:
         subject=[(NameOID.COMMON_NAME, "b.test")],
     )
     decision = _sign(_open_role(require_cn=True), pem)
-    assert [str(name.value) for name in decision.sans] == ["b.test", "a.test", "10.0.0.1"]
-    assert decision.subject.rfc4514_string() == "CN=b.test"
+    assert [str(name.value) for name in decision.grant.sans] == ["b.test", "a.test", "10.0.0.1"]
+    assert decision.grant.subject.rfc4514_string() == "CN=b.test"
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,7 @@ def test_names_come_from_the_request_if_the_role_says_so() -> None:
         make_pem(san(x509.DNSName("b.test")), subject=[(NameOID.COMMON_NAME, "B.test")]),
     ):
         decision = _sign(role, pem, names)
-        assert [name.value for name in decision.sans] == expected
+        assert [name.value for name in decision.grant.sans] == expected
 
 
 def test_names_of_the_csr_that_would_be_dropped_are_refused() -> None:
@@ -275,12 +277,12 @@ def test_names_of_the_csr_that_would_be_dropped_are_refused() -> None:
 
 def test_own_spiffe_id_in_the_csr_is_no_extra_name() -> None:
     role = make_role(spiffe="own", use_csr_sans=False)
-    assert str(_sign(role, make_pem(spiffe(OWN))).spiffe_id) == OWN
+    assert str(_sign(role, make_pem(spiffe(OWN))).grant.spiffe_id) == OWN
     _refused(role, make_pem(spiffe("spiffe://example.org/other")))
 
 
 def test_svid_role_fills_in_the_spiffe_id_of_a_csr_without_one() -> None:
-    assert str(_sign(make_role(spiffe="own"), make_pem()).spiffe_id) == OWN
+    assert str(_sign(make_role(spiffe="own"), make_pem()).grant.spiffe_id) == OWN
 
 
 @pytest.mark.parametrize(
@@ -315,15 +317,18 @@ def test_csr_with_a_malformed_spiffe_id_is_malformed(uri: str) -> None:
 def test_subject_that_the_role_decides_is_left_out_with_a_warning() -> None:
     pem = make_pem(spiffe(OWN), subject=[(NameOID.ORGANIZATION_NAME, "Evil")])
     decision = _sign(make_role(spiffe="own", organization="Example"), pem)
-    assert decision.subject.rfc4514_string() == "O=Example"
+    assert decision.grant.subject.rfc4514_string() == "O=Example"
     assert "O was left out" in decision.warnings[0].replace("CSR's, ", "")
 
 
 def test_serial_number_and_user_id_of_the_csr_count() -> None:
     role = _open_role(allowed_serial_numbers=["7"], allowed_user_ids=["alice"])
     pem = make_pem(subject=[(NameOID.SERIAL_NUMBER, "7"), (NameOID.USER_ID, "alice")])
-    assert _sign(role, pem).subject.rfc4514_string() == "UID=alice,2.5.4.5=7"
-    assert _sign(role, pem, Names(subject_serial_number="7")).subject == _sign(role, pem).subject
+    assert _sign(role, pem).grant.subject.rfc4514_string() == "UID=alice,2.5.4.5=7"
+    assert (
+        _sign(role, pem, Names(subject_serial_number="7")).grant.subject
+        == _sign(role, pem).grant.subject
+    )
     with pytest.raises(InvalidRequest):
         _sign(role, pem, Names(subject_serial_number="8"))
     assert set(_refused(_open_role(), pem)) == {"csr.subject_serial_number", "csr.user_ids[0]"}

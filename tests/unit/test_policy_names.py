@@ -75,7 +75,7 @@ def test_domains_as_vault_reads_them(
 ) -> None:
     role = make_role(require_cn=False, **fields)
     if is_granted:
-        (san,) = decide_names(role, _ask(name)).sans
+        (san,) = decide_names(role, _ask(name)).grant.sans
         assert str(san.value) == name.lower()
     else:
         with pytest.raises(PolicyViolated):
@@ -83,7 +83,7 @@ def test_domains_as_vault_reads_them(
     # The same as common name: one rule, one normal form.
     if is_granted:
         decision = decide_names(role, Names(common_name=name))
-        attribute = decision.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0]
+        attribute = decision.grant.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0]
         assert attribute.value == name.lower()
     else:
         with pytest.raises(PolicyViolated):
@@ -136,8 +136,8 @@ def test_malformed_dns_name_is_refused(name: str) -> None:
 def test_one_spelling_of_an_idn_in_the_role_is_enough(entry: str, spelling: str) -> None:
     role = make_role(allowed_domains=[entry], allow_bare_domains=True)
     decision = decide_names(role, Names(common_name=spelling, dns_names=(spelling,)))
-    assert decision.subject.rfc4514_string() == "CN=xn--bcher-kva.example"
-    assert decision.sans == (x509.DNSName("xn--bcher-kva.example"),)
+    assert decision.grant.subject.rfc4514_string() == "CN=xn--bcher-kva.example"
+    assert decision.grant.sans == (x509.DNSName("xn--bcher-kva.example"),)
 
 
 @given(st.text(max_size=80))
@@ -167,7 +167,7 @@ def test_malformed_email_address_is_refused(address: str) -> None:
 def test_email_local_part_keeps_its_case() -> None:
     role = make_role(allow_any_name=True, require_cn=False)
     decision = decide_names(role, Names(email_addresses=("First.Last@Example.COM",)))
-    assert decision.sans == (x509.RFC822Name("First.Last@example.com"),)
+    assert decision.grant.sans == (x509.RFC822Name("First.Last@example.com"),)
 
 
 # Common names
@@ -185,7 +185,7 @@ def test_common_name_comes_first_among_the_sans_and_once() -> None:
     decision = decide_names(
         role, Names(common_name="B.test", dns_names=("a.test", "b.test", "A.test"))
     )
-    assert [san.value for san in decision.sans] == ["b.test", "a.test"]
+    assert [san.value for san in decision.grant.sans] == ["b.test", "a.test"]
 
 
 def test_common_name_stays_out_of_the_sans_when_asked() -> None:
@@ -194,8 +194,8 @@ def test_common_name_stays_out_of_the_sans_when_asked() -> None:
         role,
         Names(common_name="b.test", dns_names=("a.test",), exclude_common_name_from_sans=True),
     )
-    assert [san.value for san in decision.sans] == ["a.test"]
-    assert decision.subject.rfc4514_string() == "CN=b.test"
+    assert [san.value for san in decision.grant.sans] == ["a.test"]
+    assert decision.grant.subject.rfc4514_string() == "CN=b.test"
 
 
 def test_common_name_excluded_from_the_sans_is_checked_all_the_same() -> None:
@@ -219,7 +219,7 @@ def test_common_name_excluded_from_the_sans_is_checked_all_the_same() -> None:
 def test_cn_validations(validations: list[str], common_name: str, is_granted: bool) -> None:
     role = make_role(allow_any_name=True, require_cn=False, cn_validations=validations)
     if is_granted:
-        assert decide_names(role, Names(common_name=common_name)).sans
+        assert decide_names(role, Names(common_name=common_name)).grant.sans
     else:
         with pytest.raises(PolicyViolated):
             decide_names(role, Names(common_name=common_name))
@@ -228,8 +228,8 @@ def test_cn_validations(validations: list[str], common_name: str, is_granted: bo
 def test_disabled_cn_validation_lets_any_text_into_the_subject_alone() -> None:
     role = make_role(cn_validations=["disabled"], **SUBDOMAINS)
     decision = decide_names(role, Names(common_name="Device Nr. 7"))
-    assert decision.sans == ()
-    assert decision.subject.rfc4514_string() == "CN=Device Nr. 7"
+    assert decision.grant.sans == ()
+    assert decision.grant.subject.rfc4514_string() == "CN=Device Nr. 7"
 
 
 def test_disabled_cn_validation_does_not_let_a_host_name_into_the_sans() -> None:
@@ -239,7 +239,7 @@ def test_disabled_cn_validation_does_not_let_a_host_name_into_the_sans() -> None
     decision = decide_names(
         role, Names(common_name="a.example.net", exclude_common_name_from_sans=True)
     )
-    assert decision.sans == ()
+    assert decision.grant.sans == ()
 
 
 @pytest.mark.parametrize("common_name", ["a\nb", "a\x00b", " a", "a ", "x" * 65, "\u202ea"])
@@ -257,14 +257,14 @@ def test_free_text_common_name_needs_enforce_hostnames_off() -> None:
     text = "My Device 7"
     free = make_role(allow_any_name=True, enforce_hostnames=False)
     decision = decide_names(free, Names(common_name=text))
-    assert decision.subject.rfc4514_string() == f"CN={text}"
-    assert decision.sans == ()
+    assert decision.grant.subject.rfc4514_string() == f"CN={text}"
+    assert decision.grant.sans == ()
     with pytest.raises(InvalidRequest):
         decide_names(make_role(allow_any_name=True), Names(common_name=text))
     listed = make_role(
         allowed_domains=["My Device *"], allow_glob_domains=True, enforce_hostnames=False
     )
-    assert decide_names(listed, Names(common_name=text)).sans == ()
+    assert decide_names(listed, Names(common_name=text)).grant.sans == ()
     with pytest.raises(PolicyViolated):
         decide_names(listed, Names(common_name="Another Device"))
 
@@ -282,12 +282,12 @@ def test_broken_address_wildcard_or_name_is_no_free_text(common_name: str) -> No
 def test_long_single_word_may_be_a_free_text_common_name() -> None:
     fingerprint = "0123456789abcdef" * 4
     role = make_role(allow_any_name=True, enforce_hostnames=False)
-    assert decide_names(role, Names(common_name=fingerprint)).sans == ()
+    assert decide_names(role, Names(common_name=fingerprint)).grant.sans == ()
 
 
 def test_ip_literal_as_common_name_is_an_ip_san() -> None:
     role = make_role(allowed_ip_sans_cidr=["10.0.0.0/8"], allow_any_name=True)
-    (san,) = decide_names(role, Names(common_name="10.1.2.3")).sans
+    (san,) = decide_names(role, Names(common_name="10.1.2.3")).grant.sans
     assert isinstance(san, x509.IPAddress)
     with pytest.raises(PolicyViolated):
         decide_names(role, Names(common_name="192.0.2.1"))
@@ -320,7 +320,7 @@ def test_ip_addresses(
 ) -> None:
     role = make_role(require_cn=False, **fields)
     if error is None:
-        (san,) = decide_names(role, Names(ip_addresses=(address,))).sans
+        (san,) = decide_names(role, Names(ip_addresses=(address,))).grant.sans
         assert isinstance(san, x509.IPAddress)
     else:
         with pytest.raises(error):
@@ -352,7 +352,7 @@ def test_other_names(
     role = make_role(require_cn=False, allowed_other_sans=rules)
     names = Names(other_names=(OtherName(type_id, value),))
     if error is None:
-        (san,) = decide_names(role, names).sans
+        (san,) = decide_names(role, names).grant.sans
         assert isinstance(san, x509.OtherName)
         assert san.value == bytes((0x0C, len(value.encode()))) + value.encode()
     else:
@@ -369,7 +369,7 @@ def test_serial_number_and_user_ids_by_their_globs() -> None:
     decision = decide_names(
         role, Names(subject_serial_number="device-7", user_ids=("ALICE", "ops-1"))
     )
-    assert decision.subject.rfc4514_string() == "UID=ops-1,UID=ALICE,2.5.4.5=device-7"
+    assert decision.grant.subject.rfc4514_string() == "UID=ops-1,UID=ALICE,2.5.4.5=device-7"
     with pytest.raises(PolicyViolated) as caught:
         decide_names(role, Names(subject_serial_number="421", user_ids=("bob",)))
     assert set(violations_of(caught.value)) == {"names.subject_serial_number", "names.user_ids[0]"}
@@ -391,12 +391,12 @@ def test_subject_comes_from_the_role_in_x500_order() -> None:
         postal_code=[10115],
     )
     decision = decide_names(role, Names(common_name="a.test"))
-    assert [attribute.rfc4514_attribute_name for attribute in decision.subject] == [
+    assert [attribute.rfc4514_attribute_name for attribute in decision.grant.subject] == [
         "C", "ST", "L", "STREET", "2.5.4.17", "O", "OU", "CN",
     ]  # fmt: skip
-    assert decision.subject.get_attributes_for_oid(x509.NameOID.ORGANIZATION_NAME)[0].value == (
-        "Example, Inc."
-    )
+    assert decision.grant.subject.get_attributes_for_oid(x509.NameOID.ORGANIZATION_NAME)[
+        0
+    ].value == ("Example, Inc.")
 
 
 # Amounts
@@ -405,7 +405,7 @@ def test_subject_comes_from_the_role_in_x500_order() -> None:
 def test_a_thousand_sans_are_the_limit() -> None:
     role = make_role(allow_any_name=True, require_cn=False)
     names = tuple(f"n{i}.test" for i in range(1001))
-    assert len(decide_names(role, Names(dns_names=names[:1000])).sans) == 1000
+    assert len(decide_names(role, Names(dns_names=names[:1000])).grant.sans) == 1000
     with pytest.raises(InvalidRequest, match="at most 1000"):
         decide_names(role, Names(dns_names=names))
 

@@ -59,4 +59,4 @@ def test_the_services_own_name_is_granted_to_nobody(names: Names) -> None:
 )
 def test_names_beside_the_services_are_free(names: Names) -> None:
     request = CertificateRequest(names=names)
-    assert decide(ROLE, make_caller(), request, now=NOW, bounds=WITH_SERVICE).sans
+    assert decide(ROLE, make_caller(), request, now=NOW, bounds=WITH_SERVICE).grant.sans

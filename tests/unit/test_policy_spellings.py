@@ -71,7 +71,7 @@ def test_an_ipv4_mapped_address_is_judged_and_written_as_the_ipv4_address_it_sta
     with pytest.raises(PolicyViolated, match=r"10\.0\.0\.1"):
         ask(make_role(allowed_ip_sans_cidr="::/0"), names)
     granted = ask(make_role(allowed_ip_sans_cidr="10.0.0.0/8"), names)
-    assert granted.sans == (x509.IPAddress(IPv4Address("10.0.0.1")),)
+    assert granted.grant.sans == (x509.IPAddress(IPv4Address("10.0.0.1")),)
 
 
 @pytest.mark.parametrize("common_name", ["é " * 22 + "é", "日 " * 16 + "日"])

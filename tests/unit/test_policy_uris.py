@@ -17,7 +17,7 @@ OWN = "spiffe://example.org/ns/shop/sa/cart"
 def _uris(role_fields: dict[str, object], *uris: str, caller: Caller | None = None) -> list[str]:
     role = make_role(**{"require_cn": False, **role_fields})
     decision = decide_names(role, Names(uris=uris), caller=caller)
-    return [str(san.value) for san in decision.sans]
+    return [str(san.value) for san in decision.grant.sans]
 
 
 # Patterns
@@ -200,7 +200,7 @@ def test_svid_roles_stay_in_the_trust_domain_and_need_a_path(
 def test_own_role_grants_names_of_other_kinds_by_its_domains() -> None:
     role = make_role(spiffe="own", allowed_domains=["shop.svc"], allow_subdomains=True)
     decision = decide_names(role, Names(dns_names=("cart.shop.svc",)))
-    assert [str(san.value) for san in decision.sans] == ["cart.shop.svc", OWN]
+    assert [str(san.value) for san in decision.grant.sans] == ["cart.shop.svc", OWN]
 
 
 # spiffe: matching
@@ -282,8 +282,8 @@ def test_certificate_with_a_spiffe_id_always_says_that_it_is_no_ca() -> None:
     role = make_role(
         require_cn=False, allowed_uri_sans=["spiffe://example.org/*", "https://a.test/"]
     )
-    assert decide_names(role, Names(uris=(OWN,))).basic_constraints
-    assert not decide_names(role, Names(uris=("https://a.test/",))).basic_constraints
+    assert decide_names(role, Names(uris=(OWN,))).grant.basic_constraints
+    assert not decide_names(role, Names(uris=("https://a.test/",))).grant.basic_constraints
 
 
 # Templates
@@ -425,7 +425,7 @@ def test_domain_templates(
     caller = make_caller(attributes=attributes)
     names = Names(email_addresses=(name,)) if "@" in name else Names(dns_names=(name,))
     if is_granted:
-        assert decide_names(role, names, caller=caller).sans
+        assert decide_names(role, names, caller=caller).grant.sans
     else:
         with pytest.raises((PolicyViolated, InvalidRequest)):
             decide_names(role, names, caller=caller)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import os
 import signal
@@ -17,6 +18,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 
 import structlog
+import uvloop
 
 from meshmint_server import telemetry
 from meshmint_server.app.background import background, beat
@@ -56,6 +58,7 @@ from meshmint_server.issuance import (
     Tidy,
     service_spiffe_id,
 )
+from meshmint_server.keys import RemoteKeyRing
 from meshmint_server.policy import Bounds, ReservedNames
 from meshmint_server.store import Store
 
@@ -81,7 +84,7 @@ def run_worker(config: Config, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     configure_logging(config.log.format, config.log.level)
     try:
-        asyncio.run(_serve(config, pipe))
+        uvloop.run(_serve(config, pipe))
     except (ConfigError, OSError) as error:
         log.error("cannot serve", problem=str(error))
         sys.exit(EXIT_CONFIG)
@@ -196,6 +199,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
             probe, issuers, bundles, crls, responder, crl_max_age=config.crl.delay
         )
         await stack.enter_async_context(serve_http(application, http))
+        start(_show_waiting(keyring))
         await probe.probe()
         start(probe.follow(PROBE_SECONDS))
         await responder_certificates.renew()
@@ -218,6 +222,9 @@ async def _serve(config: Config, pipe: Connection) -> None:
         probe.on_change(listener.readiness_listener())
         with contextlib.suppress(OSError):
             pipe.send("serving")
+        # What has been made so far stays: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
         log.info(
             "serving",
             address=str(config.listen),
@@ -252,6 +259,13 @@ def _crl_times(config: Config) -> CrlTimes:
         delay=config.crl.delay,
         delta_lifetime=config.crl.delta_lifetime,
     )
+
+
+async def _show_waiting(keyring: RemoteKeyRing) -> None:
+    """A gauge at its present value: cheaper than counting every signature up and down."""
+    while True:
+        telemetry.SIGNATURES_WAITING.set(keyring.waiting)
+        await asyncio.sleep(REFRESH_SECONDS)
 
 
 def _count_token_check(authenticator: str, outcome: str) -> None:

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from types import MappingProxyType
 
 import structlog
@@ -27,6 +28,7 @@ from meshmint_server.keys import (
     SignatureAlgorithm,
     SigningKey,
     load_public_key,
+    public_key_info,
 )
 from meshmint_server.spiffe import TrustDomain
 from meshmint_server.store import IssuerRow, IssuerState, Store
@@ -36,7 +38,7 @@ __all__ = ["Issuer", "IssuerBook"]
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Issuer:
     """A CA certificate with its chain, roots and signing key.
 
@@ -67,6 +69,11 @@ class Issuer:
     crl_shards: int = 1
     crl_url: str | None = None
     locations: tuple[tuple[x509.ExtensionType, ...], ...] = ()
+
+    @cached_property
+    def public_key(self) -> PublicKey:
+        """The certificate's, with which every signature is verified."""
+        return load_public_key(public_key_info(self.certificate.public_key()))  # type: ignore[arg-type]
 
     def locations_for(self, serial: int) -> tuple[x509.ExtensionType, ...]:
         """What the leaf with this serial number says of where CRL and the others are."""

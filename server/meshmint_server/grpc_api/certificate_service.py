@@ -114,9 +114,9 @@ def _fill(response: pb.IssueResponse | pb.SignResponse, issued: Issued) -> None:
     response.chain.extend(issuer.chain_pem)
     response.trust_bundle.extend(issuer.trust_bundle_pem)
     response.serial_number = issued.serial_number
-    response.spiffe_id = "" if decision.spiffe_id is None else str(decision.spiffe_id)
+    response.spiffe_id = decision.grant.spiffe_id_text or ""
     response.not_before.CopyFrom(translate.timestamp(decision.not_before))
     response.not_after.CopyFrom(translate.timestamp(decision.not_after))
-    response.role = decision.role
+    response.role = decision.grant.role
     response.issuer = issuer.name
     response.warnings.extend(decision.warnings)

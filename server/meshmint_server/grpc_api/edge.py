@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -116,7 +116,7 @@ def rpc(
         ) -> Response:
             started = time.perf_counter()
             code = "OK"
-            origin = Origin(uuid.uuid4().hex, name, context.peer())
+            origin = Origin(os.urandom(16).hex(), name, context.peer())
             telemetry.IN_FLIGHT.inc()
             try:
                 return await method(self, request, _call(self.edge, context, origin))
@@ -158,7 +158,7 @@ def streaming_rpc(
         ) -> None:
             started = time.perf_counter()
             code = "OK"
-            origin = Origin(uuid.uuid4().hex, name, context.peer())
+            origin = Origin(os.urandom(16).hex(), name, context.peer())
             try:
                 # Closed here and not by a garbage collector, so that what the method holds
                 # is free when the client is gone.

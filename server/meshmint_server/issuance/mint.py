@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import TracebackType
 
 import structlog
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.x509.oid import NameOID
 
 from meshmint_server import telemetry
 from meshmint_server.audit import AuditLog, Origin
@@ -26,22 +24,27 @@ from meshmint_server.errors import DeadlineTooShort, KeyUnavailable, MeshmintErr
 from meshmint_server.issuance.prepare import Prepared, prepare
 from meshmint_server.issuance.roles import RoleBook
 from meshmint_server.issuance.subject_keys import SubjectKey, SubjectKeys, private_key_pem
+from meshmint_server.issuance.template import Templates
 from meshmint_server.policy import (
     Bounds,
     Caller,
     CertificateRequest,
+    Decider,
     Decision,
     KeyAlgorithm,
     Role,
     choose_role,
-    decide,
-    decode_other_name,
 )
 from meshmint_server.store import RecordRow, Store
 
 __all__ = ["Deadline", "Issued", "Mint"]
 
 log = structlog.get_logger(__name__)
+
+# Looked up once: every certificate passes here.
+_SIGNATURE_MADE = telemetry.SIGNATURE_SECONDS.labels("signed").observe
+_SIGNATURE_FAILED = telemetry.SIGNATURE_SECONDS.labels("failed").observe
+_SIGNATURE_WRONG = telemetry.SIGNATURE_SECONDS.labels("wrong").observe
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +58,35 @@ class Deadline:
         """The deadline that many seconds from now."""
         return cls(time.monotonic() + seconds)
 
-    @asynccontextmanager
-    async def limit(self) -> AsyncIterator[None]:
-        """Ends what runs inside at the deadline.
+    def limit(self) -> _Limit:
+        """A context that ends what runs inside at the deadline.
 
         Raises:
-            DeadlineTooShort: The deadline passed.
+            DeadlineTooShort: On leaving it: the deadline passed.
         """
+        return _Limit(self.at)
+
+
+class _Limit:
+    """`asyncio.timeout` with our error; every request goes through two."""
+
+    __slots__ = ("_at", "_timeout")
+
+    def __init__(self, at: float) -> None:
+        self._at = at
+
+    async def __aenter__(self) -> None:
+        self._timeout = asyncio.timeout(self._at - time.monotonic())
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         try:
-            async with asyncio.timeout(self.at - time.monotonic()):
-                yield
+            await self._timeout.__aexit__(kind, error, traceback)
         except TimeoutError:
             raise DeadlineTooShort(
                 "The deadline passed before the certificate could be signed and recorded. "
@@ -114,6 +136,8 @@ class Mint:
         self._audit = audit
         self._clock = clock
         self._subject_keys = SubjectKeys()
+        self._decider = Decider()
+        self._templates = Templates()
 
     async def issue(
         self,
@@ -163,8 +187,10 @@ class Mint:
     ) -> Issued:
         """Issues under a role that was chosen already, within the usual bounds or others."""
         now = self._clock()
-        decision = decide(role, caller, request, now=now, bounds=bounds or self._bounds)
-        issuer = self._issuers.signing(decision.issuer_ref)
+        decision = self._decider.decide(
+            role, caller, request, now=now, bounds=bounds or self._bounds
+        )
+        issuer = self._issuers.signing(decision.grant.issuer_ref)
         return await self.issue_decided(
             decision, issuer, caller, now=now, origin=origin, deadline=deadline
         )
@@ -183,6 +209,7 @@ class Mint:
 
         For the service itself, which may decide what no role grants; no edge calls it.
         """
+        grant = decision.grant
         subject_key: SubjectKey | None = None
         # Past this block the certificate is recorded, come what may: a deadline
         # that cut the recording short would leave it open whether it was minted.
@@ -192,28 +219,31 @@ class Mint:
                 public_key = subject_key.public_key()
             else:
                 public_key = decision.key
-            prepared = prepare(decision, issuer, public_key, now)
+            prepared = prepare(decision, issuer, public_key, now, self._templates)
             certificate, der = await self._sign(prepared)
         serial = f"{prepared.serial_number:x}"
         row = RecordRow(
             serial_number=serial,
             certificate=der,
             issuer=issuer.name,
-            role=decision.role,
+            role=grant.role,
             authenticator=caller.authenticator,
             caller=caller.subject,
-            spiffe_id=None if decision.spiffe_id is None else str(decision.spiffe_id),
-            subject=decision.subject.rfc4514_string(),
-            names=tuple(_name_text(name) for name in decision.sans),
+            spiffe_id=grant.spiffe_id_text,
+            subject=grant.subject_text,
+            names=grant.name_texts,
             not_before=decision.not_before,
             not_after=decision.not_after,
             created_at=now,
             request_id=origin.request_id,
-            common_name=_common_name(decision.subject),
+            common_name=grant.common_name,
         )
-        # Shielded: a client that hangs up now must leave neither a certificate without
-        # its record nor a record without its line in the log.
-        await asyncio.shield(self._write_down(row, origin, is_recorded=decision.is_recorded))
+        if grant.is_recorded:
+            # Shielded: a client that hangs up now must leave neither a certificate without
+            # its record nor a record without its line in the log.
+            await asyncio.shield(self._write_down(row, origin))
+        else:
+            self._log_granted(row, origin)
         return Issued(
             decision=decision,
             issuer=issuer,
@@ -225,33 +255,29 @@ class Mint:
     async def _sign(self, prepared: Prepared) -> tuple[x509.Certificate, bytes]:
         """Has the issuer's key sign, and trusts the answer only once it verifies."""
         started = time.perf_counter()
-        outcome = "failed"
-        telemetry.SIGNATURES_WAITING.inc()
+        observe = _SIGNATURE_FAILED
+        key, data, algorithm = prepared.issuer.key, prepared.to_be_signed.data, prepared.algorithm
         try:
-            signature = await prepared.issuer.key.sign(
-                prepared.to_be_signed.data, prepared.algorithm
-            )
-            outcome = "signed"
+            signature = await key.sign(data, algorithm)
+            observe = _SIGNATURE_MADE
         finally:
-            telemetry.SIGNATURES_WAITING.dec()
-            telemetry.SIGNATURE_SECONDS.labels(outcome).observe(time.perf_counter() - started)
-        der = prepared.to_be_signed.assemble(signature)
-        try:
-            certificate = x509.load_der_x509_certificate(der)
-            certificate.verify_directly_issued_by(prepared.issuer.certificate)
-        except (InvalidSignature, ValueError, TypeError) as error:
-            telemetry.SIGNATURE_SECONDS.labels("wrong").observe(time.perf_counter() - started)
-            log.error("the key made a wrong signature", key=prepared.issuer.key.uri)
+            observe(time.perf_counter() - started)
+        if not signature or not algorithm.is_valid(prepared.issuer.public_key, signature, data):
+            _SIGNATURE_WRONG(time.perf_counter() - started)
+            log.error("the key made a wrong signature", key=key.uri)
             raise KeyUnavailable(
                 "The signing key made a signature that does not verify. Nothing was handed out. "
                 "Retry, and have an operator look at the token."
-            ) from error
-        return certificate, der
+            )
+        der = prepared.to_be_signed.assemble(signature)
+        return x509.load_der_x509_certificate(der), der
 
-    async def _write_down(self, row: RecordRow, origin: Origin, *, is_recorded: bool) -> None:
-        """Records the certificate, unless its role says otherwise, and logs that it was granted."""
-        if is_recorded:
-            await self._record(row)
+    async def _write_down(self, row: RecordRow, origin: Origin) -> None:
+        """Records the certificate, and logs that it was granted."""
+        await self._record(row)
+        self._log_granted(row, origin)
+
+    def _log_granted(self, row: RecordRow, origin: Origin) -> None:
         self._audit.granted(
             origin,
             caller=row.caller,
@@ -276,24 +302,3 @@ class Mint:
     def close(self) -> None:
         """Stops making key pairs."""
         self._subject_keys.close()
-
-
-def _common_name(subject: x509.Name) -> str | None:
-    found = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(found[0].value) if found else None
-
-
-def _name_text(name: x509.GeneralName) -> str:
-    match name:
-        case x509.DNSName():
-            return f"DNS:{name.value}"
-        case x509.UniformResourceIdentifier():
-            return f"URI:{name.value}"
-        case x509.IPAddress():
-            return f"IP:{name.value}"
-        case x509.RFC822Name():
-            return f"email:{name.value}"
-        case x509.OtherName():
-            return f"other:{name.type_id.dotted_string};UTF8:{decode_other_name(name).value}"
-        case _:
-            raise TypeError(f"policy granted a name of an unknown type: {type(name).__name__}")

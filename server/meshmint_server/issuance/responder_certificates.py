@@ -23,7 +23,7 @@ from meshmint_server.authority import Issuer, IssuerBook
 from meshmint_server.authority.ocsp import RESPONDER_ROLE, Delegate
 from meshmint_server.errors import MeshmintError
 from meshmint_server.issuance.mint import Deadline, Mint
-from meshmint_server.policy import Caller, Decision
+from meshmint_server.policy import Caller, Decision, Grant
 from meshmint_server.policy.usages import build_key_usage
 
 __all__ = ["ResponderCertificates"]
@@ -138,14 +138,11 @@ def _decide(
     """What a delegated responder's certificate is (RFC 6960 section 4.2.2.2)."""
     common_name = f"Meshmint OCSP responder for {issuer.name}"[:_LONGEST_COMMON_NAME]
     start = now.replace(microsecond=0)
-    return Decision(
+    grant = Grant(
         role=RESPONDER_ROLE,
         subject=x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]),
         sans=(),
         spiffe_id=None,
-        not_before=start - _BACK_DATING,
-        not_after=min(start + lifetime, issuer.not_after),
-        key=public_key,
         key_usage=build_key_usage(frozenset({"digital_signature"})),
         ext_key_usages=(ExtendedKeyUsageOID.OCSP_SIGNING,),
         policies=(),
@@ -156,3 +153,5 @@ def _decide(
         is_recorded=True,
         warnings=(),
     )
+    not_after = min(start + lifetime, issuer.not_after)
+    return Decision(grant, public_key, start - _BACK_DATING, not_after, ())

@@ -16,7 +16,7 @@ from meshmint_server.keys.algorithm import (
     load_public_key,
     public_key_info,
 )
-from meshmint_server.keys.capture import ToBeSigned, capture
+from meshmint_server.keys.capture import ToBeSigned, capture, der_length
 from meshmint_server.keys.holding import HoldingFault, faults_of_holding
 from meshmint_server.keys.key import KeyAttributes, KeyFault, Keys, SigningKey
 from meshmint_server.keys.remote import RemoteKeyRing
@@ -45,6 +45,7 @@ __all__ = [
     "ToBeSigned",
     "capture",
     "default_algorithm",
+    "der_length",
     "faults_of_holding",
     "key_algorithm_of",
     "load_public_key",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final, Literal, TypeAlias
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -112,6 +112,12 @@ class SignatureAlgorithm:
             return padding.PSS(padding.MGF1(self.hash), self.hash.digest_size)
         return padding.PKCS1v15() if self.scheme is Scheme.RSA_PKCS1 else None
 
+    @cached_property
+    def _ecdsa(self) -> ec.ECDSA:
+        if self.hash is None:
+            raise ValueError("ECDSA signs a digest")
+        return ec.ECDSA(self.hash)
+
     def digest(self, data: bytes) -> bytes:
         """Hash the data for a scheme that signs digests."""
         if self.hash is None:
@@ -133,7 +139,7 @@ class SignatureAlgorithm:
             if isinstance(public_key, ec.EllipticCurvePublicKey):
                 if self.scheme is not Scheme.ECDSA:
                     return False
-                public_key.verify(signature, data, ec.ECDSA(self.hash))
+                public_key.verify(signature, data, self._ecdsa)
                 return True
             if self.rsa_padding is None:
                 return False
@@ -142,8 +148,19 @@ class SignatureAlgorithm:
             return False
         return True
 
+    @cached_property
+    def name(self) -> str:
+        """Scheme and hash, such as ``ecdsa-sha256``."""
+        return str(self)
+
     def __str__(self) -> str:
         return str(self.scheme) if self.hash_name is None else f"{self.scheme}-{self.hash_name}"
+
+
+@lru_cache(maxsize=64)
+def _algorithm(scheme: Scheme, hash_name: HashName | None) -> SignatureAlgorithm:
+    """The same object each time, with what it has worked out already."""
+    return SignatureAlgorithm(scheme, hash_name)
 
 
 def default_algorithm(
@@ -161,16 +178,16 @@ def default_algorithm(
         InvalidRequest: The key or the number of bits is not supported.
     """
     if isinstance(public_key, ed25519.Ed25519PublicKey):
-        return SignatureAlgorithm(Scheme.ED25519, None)
+        return _algorithm(Scheme.ED25519, None)
     if isinstance(public_key, ec.EllipticCurvePublicKey):
         name = _HASH_OF_CURVE.get(public_key.curve.name)
         if name is None:
             raise InvalidRequest(f"Keys on the curve {public_key.curve.name} are not supported.")
-        return SignatureAlgorithm(Scheme.ECDSA, name)
+        return _algorithm(Scheme.ECDSA, name)
     bits = _HASH_OF_BITS.get(signature_bits or 256)
     if bits is None:
         raise InvalidRequest("signature_bits is 0, 256, 384 or 512.")
-    return SignatureAlgorithm(Scheme.RSA_PSS if use_pss else Scheme.RSA_PKCS1, bits)
+    return _algorithm(Scheme.RSA_PSS if use_pss else Scheme.RSA_PKCS1, bits)
 
 
 def key_algorithm_of(public_key: PublicKey) -> KeyAlgorithmName:

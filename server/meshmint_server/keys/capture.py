@@ -9,8 +9,7 @@ secret; what it "signs" must never leave this module.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NoReturn, TypeAlias
+from typing import NamedTuple, NoReturn, TypeAlias
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -18,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from meshmint_server.keys.algorithm import Hash, Padding, PublicKey, SignatureAlgorithm
 
-__all__ = ["Build", "CapturingKey", "ToBeSigned", "capture"]
+__all__ = ["Build", "CapturingKey", "ToBeSigned", "capture", "der_length"]
 
 Signed: TypeAlias = (
     x509.Certificate | x509.CertificateSigningRequest | x509.CertificateRevocationList
@@ -26,8 +25,7 @@ Signed: TypeAlias = (
 _DUMMY = b"\x00"
 
 
-@dataclass(frozen=True, slots=True)
-class ToBeSigned:
+class ToBeSigned(NamedTuple):
     """What a signature is needed for (RFC 5280 section 4.1.1, RFC 2986 section 4.2).
 
     Attributes:
@@ -46,9 +44,9 @@ class ToBeSigned:
         """
         if not signature:
             raise ValueError("an empty signature")
-        bits = b"\x03" + _length(len(signature) + 1) + b"\x00" + signature
+        bits = b"\x03" + der_length(len(signature) + 1) + b"\x00" + signature
         size = len(self.data) + len(self.algorithm_identifier) + len(bits)
-        return b"".join((b"\x30", _length(size), self.data, self.algorithm_identifier, bits))
+        return b"".join((b"\x30", der_length(size), self.data, self.algorithm_identifier, bits))
 
 
 class _Capture:
@@ -162,8 +160,8 @@ def _header_size(der: bytes) -> int:
     return 2 if der[1] < 0x80 else 2 + (der[1] & 0x7F)
 
 
-def _length(size: int) -> bytes:
-    """DER length octets (X.690 section 10.1)."""
+def der_length(size: int) -> bytes:
+    """Length octets of a DER element (X.690 section 10.1)."""
     if size < 0x80:
         return bytes((size,))
     octets = size.to_bytes((size.bit_length() + 7) // 8, "big")

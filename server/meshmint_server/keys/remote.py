@@ -119,6 +119,11 @@ class RemoteKeyRing:
         # Since when the process owes an answer and has given none; None if it owes none.
         self._owes_since: float | None = None
 
+    @property
+    def waiting(self) -> int:
+        """Signatures that somebody waits for."""
+        return len(self._signing)
+
     # What is rare: finding, opening and making keys
 
     async def find_token(self) -> str | None:

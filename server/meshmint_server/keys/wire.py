@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Final, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 from meshmint_server.errors import InvalidRequest, MeshmintError, Overloaded, Unavailable
 from meshmint_server.keys.algorithm import HashName, Scheme, SignatureAlgorithm
@@ -57,7 +56,7 @@ _ALGORITHMS: Final = (
     ),
     SignatureAlgorithm(Scheme.ED25519, None),
 )
-_NUMBERS: Final = {algorithm: number for number, algorithm in enumerate(_ALGORITHMS)}
+_NUMBERS: Final = {str(algorithm): number for number, algorithm in enumerate(_ALGORITHMS)}
 
 
 class Kind:
@@ -69,8 +68,7 @@ class Kind:
     ANSWER: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class SignatureJob:
+class SignatureJob(NamedTuple):
     """A signature that is wanted.
 
     Attributes:
@@ -88,8 +86,7 @@ class SignatureJob:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What became of a job: a signature, or an error as `encode_error` writes it."""
 
     number: int
@@ -132,7 +129,7 @@ def pack_jobs(jobs: Iterable[SignatureJob]) -> bytes:
     """A frame of jobs."""
     parts = []
     for job in jobs:
-        algorithm = _NUMBERS[job.algorithm]
+        algorithm = _NUMBERS[job.algorithm.name]
         parts.append(_JOB.pack(job.number, job.key, algorithm, job.deadline, len(job.data)))
         parts.append(job.data)
     return _frame(Kind.SIGN, parts)

@@ -4,8 +4,8 @@ from meshmint_server.policy.caller import Attribute, Caller
 from meshmint_server.policy.callers import CallerMatcher
 from meshmint_server.policy.choose import choose_role
 from meshmint_server.policy.csr import parse_csr, parse_csr_der
-from meshmint_server.policy.decide import Bounds, decide
-from meshmint_server.policy.decision import Decision
+from meshmint_server.policy.decide import Bounds, Decider, decide
+from meshmint_server.policy.decision import Decision, Grant
 from meshmint_server.policy.other_names import decode_other_name
 from meshmint_server.policy.pem import decode_pem_block
 from meshmint_server.policy.request import (
@@ -27,7 +27,9 @@ __all__ = [
     "CallerMatcher",
     "CertificateRequest",
     "CsrContents",
+    "Decider",
     "Decision",
+    "Grant",
     "KeyAlgorithm",
     "Names",
     "OtherName",

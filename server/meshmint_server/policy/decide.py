@@ -6,24 +6,27 @@ once. Nothing asked for is dropped without a warning or a violation.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from cryptography import x509
 
 from meshmint_server.policy.caller import Caller
-from meshmint_server.policy.decision import Decision
+from meshmint_server.policy.decision import Decision, Grant
 from meshmint_server.policy.findings import Findings
 from meshmint_server.policy.granted_names import GrantedNames, decide_names
 from meshmint_server.policy.lifetime import decide_validity
-from meshmint_server.policy.request import CertificateRequest
+from meshmint_server.policy.request import CertificateRequest, KeyAlgorithm, PublicKey, shape_of
 from meshmint_server.policy.reserved import ReservedNames
 from meshmint_server.policy.role import Role
 from meshmint_server.policy.subject import build_subject
 from meshmint_server.policy.subject_keys import check_csr_usages, decide_key, decide_key_usage
 from meshmint_server.spiffe import TrustDomain
 
-__all__ = ["Bounds", "decide"]
+__all__ = ["Bounds", "Decider", "decide"]
+
+_MOST_NAMES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +62,70 @@ def decide(
         InvalidRequest: Something is malformed; carries every such violation.
         PolicyViolated: Something lies outside the role; carries every violation.
     """
+    return _decide(role, caller, request, None, now=now, bounds=bounds)
+
+
+class Decider:
+    """Decides, and remembers what it granted: the same again costs only a look at the time.
+
+    A grant depends on nothing but role, caller, bounds and the request's shape, which is
+    all that it holds but the validity and the key's value. A refusal is never remembered.
+
+    Args:
+        most: How many grants are remembered; none with many names, which would fill memory.
+    """
+
+    def __init__(self, most: int = 2048) -> None:
+        self._most = most
+        # Roles and callers stand beside the grant: identity is theirs while they live.
+        self._grants: OrderedDict[object, tuple[Role, Caller, Bounds, Grant]] = OrderedDict()
+
+    def decide(
+        self,
+        role: Role,
+        caller: Caller,
+        request: CertificateRequest,
+        *,
+        now: datetime,
+        bounds: Bounds,
+    ) -> Decision:
+        """See `decide`: the same decisions, and the same refusals."""
+        place = (id(role), id(caller), id(bounds), shape_of(request))
+        known = self._grants.get(place)
+        if known is not None:
+            self._grants.move_to_end(place)
+            return _decide(role, caller, request, known[3], now=now, bounds=bounds)
+        decision = _decide(role, caller, request, None, now=now, bounds=bounds)
+        if len(decision.grant.sans) > _MOST_NAMES:
+            return decision
+        self._grants[place] = (role, caller, bounds, decision.grant)
+        if len(self._grants) > self._most:
+            self._grants.popitem(last=False)
+        return decision
+
+
+def _decide(
+    role: Role,
+    caller: Caller,
+    request: CertificateRequest,
+    grant: Grant | None,
+    *,
+    now: datetime,
+    bounds: Bounds,
+) -> Decision:
     findings = Findings()
-    key, key_type = decide_key(role, request, findings)
-    key_usage = decide_key_usage(role, key_type, findings)
-    if request.csr is not None:
-        check_csr_usages(role, request.csr, findings)
-    names = decide_names(role, caller, request, bounds.trust_domain, findings)
-    bounds.reserved.check(names.common_name, names.sans, findings)
+    key: KeyAlgorithm | PublicKey | None
+    if grant is None:
+        key, key_type = decide_key(role, request, findings)
+        key_usage = decide_key_usage(role, key_type, findings)
+        if request.csr is not None:
+            check_csr_usages(role, request.csr, findings)
+        names = decide_names(role, caller, request, bounds.trust_domain, findings)
+        bounds.reserved.check(names.common_name, names.sans, findings)
+        granted = tuple(findings.warnings)
+    else:
+        key = role.key_algorithm if request.csr is None else request.csr.public_key
+        key = key or request.key_algorithm
     not_before, not_after = decide_validity(
         role,
         request.validity,
@@ -76,14 +136,21 @@ def decide(
     )
     findings.raise_if_any(role.name)
     assert key is not None  # noqa: S101 -- decide_key notes why it is None, and that was raised
-    return Decision(
+    if grant is None:
+        grant = _grant(role, names, key_usage, granted)
+        return Decision(grant, key, not_before, not_after, tuple(findings.warnings))
+    warnings = (*grant.warnings, *findings.warnings) if findings.warnings else grant.warnings
+    return Decision(grant, key, not_before, not_after, warnings)
+
+
+def _grant(
+    role: Role, names: GrantedNames, key_usage: x509.KeyUsage | None, warnings: tuple[str, ...]
+) -> Grant:
+    return Grant(
         role=role.name,
         subject=_subject(role, names),
         sans=names.sans,
         spiffe_id=names.spiffe_id,
-        not_before=not_before,
-        not_after=not_after,
-        key=key,
         key_usage=key_usage,
         ext_key_usages=role.ext_key_usages,
         policies=role.policies,
@@ -93,7 +160,7 @@ def decide(
         signature_bits=role.signature_bits,
         use_pss=role.use_pss,
         is_recorded=not role.no_store,
-        warnings=tuple(findings.warnings),
+        warnings=warnings,
     )
 
 

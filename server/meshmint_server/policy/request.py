@@ -17,6 +17,7 @@ __all__ = [
     "OtherName",
     "PublicKey",
     "Validity",
+    "shape_of",
 ]
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
@@ -106,3 +107,26 @@ class CertificateRequest:
     validity: Validity = field(default_factory=Validity)
     key_algorithm: KeyAlgorithm | None = None
     csr: CsrContents | None = None
+
+
+def shape_of(request: CertificateRequest) -> object:
+    """All that a request asks for, but the validity and the value of the key; hashable."""
+    csr = request.csr
+    if csr is None:
+        return (request.names, request.key_algorithm)
+    key = csr.public_key
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        kind: object = key.curve.name
+    else:
+        kind = key.key_size if isinstance(key, rsa.RSAPublicKey) else 0
+    return (
+        request.names,
+        request.key_algorithm,
+        kind,
+        csr.names,
+        csr.ignored_subject,
+        csr.key_usage,
+        csr.ext_key_usages,
+        csr.wants_ca,
+        csr.unknown_extensions,
+    )
