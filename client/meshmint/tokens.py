@@ -28,6 +28,8 @@ A function may be asynchronous; only the asynchronous clients can use that.
 # RFC 6750 section 2.1: b64token. A JWT (RFC 7519) is a subset of it.
 _TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
 _MAX_FILE_BYTES = 1 << 20
+# What a service takes; of much larger ones it cannot even say what is wrong.
+_MAX_TOKEN_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,5 +132,9 @@ def _checked(token: str, origin: str) -> str:
         raise TokenUnavailable(
             f"{origin} holds something else than one bearer token: "
             "it may only have letters, digits and '-._~+/='"
+        )
+    if len(token) > _MAX_TOKEN_BYTES:
+        raise TokenUnavailable(
+            f"{origin} holds {len(token)} bytes, and no service takes over {_MAX_TOKEN_BYTES}"
         )
     return token

@@ -44,6 +44,7 @@ __all__ = [
     "TIDIED",
     "TIDY_DONE",
     "TOKEN_CHECKS",
+    "VERIFIER_SECONDS",
     "WATCHERS",
     "exposition",
 ]
@@ -82,6 +83,13 @@ TOKEN_CHECKS: Final = Counter(
     "meshmint_token_checks_total",
     "Credentials checked, by authenticator and outcome.",
     ("authenticator", "outcome"),
+)
+VERIFIER_SECONDS: Final = Histogram(
+    "meshmint_verifier_seconds",
+    "Time of a request to what vouches for tokens, by authenticator, what was asked for (keys, "
+    "review) and outcome (answered, throttled, timed_out, failed).",
+    ("authenticator", "asked_for", "outcome"),
+    buckets=_LATENCY,
 )
 REVOCATIONS: Final = Counter(
     "meshmint_revocations_total",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -220,7 +221,8 @@ async def test_a_new_key_is_found_where_keys_have_no_ids(world: World) -> None:
 async def test_unknown_kids_cause_one_fetch_per_cool_down(world: World) -> None:
     async with world.authenticators(world.by_jwks_url()) as authenticators:
         await accepted(authenticators, world.issuer.jwt())
-        unknown = [world.issuer.jwt(headers={"kid": f"unknown-{n}"}) for n in range(20)]
+        made = {"iat": int(time.time()) - 60}
+        unknown = [world.issuer.jwt(made, headers={"kid": f"unknown-{n}"}) for n in range(20)]
 
         for token in unknown[:10]:
             assert await refusal(authenticators, token) == Refusal.SIGNATURE_INVALID
@@ -230,6 +232,66 @@ async def test_unknown_kids_cause_one_fetch_per_cool_down(world: World) -> None:
         world.skipped += 31
         await asyncio.gather(*(refusal(authenticators, token) for token in unknown))
         assert world.server.count(JWKS) == 3
+
+
+async def test_a_second_rotation_within_the_cool_down_is_no_fault_of_its_tokens(
+    world: World,
+) -> None:
+    async with world.authenticators(world.by_jwks_url()) as authenticators:
+        await accepted(authenticators, world.issuer.jwt())
+        world.issuer.rotate()
+        await accepted(authenticators, world.issuer.jwt())
+        world.issuer.rotate()
+        fresh = [world.issuer.jwt({"sub": f"s{number}"}) for number in range(100)]
+
+        errors = await asyncio.gather(*(outage(authenticators, token) for token in fresh))
+        assert world.server.count(JWKS) == 2
+
+        world.skipped += max(error.retry_after or 0 for error in errors)
+        await asyncio.gather(*(accepted(authenticators, token) for token in fresh))
+    assert world.server.count(JWKS) == 3
+
+
+async def test_keys_asked_for_before_a_token_was_made_do_not_refuse_it(world: World) -> None:
+    held = threading.Event()
+
+    def slow(honest: Answer) -> Answer:
+        held.wait(20)
+        return honest  # What was published when it was asked for.
+
+    async with world.authenticators(world.by_jwks_url()) as authenticators:
+        await accepted(authenticators, world.issuer.jwt())
+        world.server.faults[JWKS] = slow
+        unknown = world.issuer.jwt(headers={"kid": "unknown"})
+        first = asyncio.create_task(refusal(authenticators, unknown))
+        await until(lambda: world.server.count(JWKS) == 2)
+        world.issuer.rotate()
+        joining = asyncio.create_task(outage(authenticators, world.issuer.jwt()))
+        await asyncio.sleep(0)
+        held.set()
+
+        assert await first == Refusal.SIGNATURE_INVALID
+        await joining
+
+
+async def test_the_same_keys_in_another_order_void_nothing(world: World) -> None:
+    world.issuer.rotate(keep_old=True)
+    async with world.authenticators(world.by_jwks_url()) as authenticators:
+        token = world.issuer.jwt()
+        caller = await accepted(authenticators, token)
+
+        for reverse in (True, False):
+            world.server.faults[JWKS] = lambda honest, reverse=reverse: Answer(
+                body={"keys": sorted(honest.body["keys"], key=lambda k: k["kid"], reverse=reverse)}
+            )
+            world.skipped += 301
+            before = world.server.count(JWKS)
+            assert await accepted(authenticators, token) is caller  # Starts a refresh.
+            await until(lambda before=before: world.server.count(JWKS) > before)
+            # It waits for the refresh if that is still under way.
+            await refusal(authenticators, world.issuer.jwt({"iat": 0}, headers={"kid": "none"}))
+
+        assert await accepted(authenticators, token) is caller
 
 
 async def test_a_withdrawn_key_is_dropped_at_the_next_refresh(world: World) -> None:
@@ -333,10 +395,17 @@ async def test_a_failing_key_server_is_unavailable_not_unauthenticated(
     assert world.server.count(IdentityServer.CLUSTER_JWKS) == 0
 
 
-async def test_retry_after_of_the_server_is_passed_on(world: World) -> None:
+async def test_retry_after_of_the_server_is_passed_on_and_heeded(world: World) -> None:
     world.server.faults[JWKS] = Answer(429, headers={"retry-after": "7"})
     async with world.authenticators(world.by_jwks_url()) as authenticators:
         assert (await outage(authenticators, world.issuer.jwt())).retry_after == 7
+        world.skipped += 5
+        assert 0 < ((await outage(authenticators, world.issuer.jwt())).retry_after or 0) <= 2
+        assert world.server.count(JWKS) == 1
+
+        world.server.faults.clear()
+        world.skipped += 2
+        await accepted(authenticators, world.issuer.jwt())
 
 
 async def test_a_caller_that_gives_up_takes_no_other_down_with_it(world: World) -> None:

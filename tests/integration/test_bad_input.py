@@ -122,8 +122,8 @@ def bad_tokens(service: Service) -> dict[str, str]:
         "expired": service.token(ttl=-3600),
         "no expiry": tokens.jwt({**claims, "exp": None}),
         "not yet valid": tokens.jwt({**claims, "nbf": claims["exp"] - 1}),
-        "1 MiB": valid + "A" * (1024 * 1024),
         "17 KiB": valid + "A" * (17 * 1024),
+        "63 KiB": "A" * (63 * 1024),
     }  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def bad_tokens(service: Service) -> dict[str, str]:
         "not a JWT", "empty", "three dots", "alg none", "HS256 with the RSA public key",
         "unknown kid", "signed by another key", "jku", "x5u", "embedded jwk", "payload changed",
         "wrong issuer", "wrong audience", "missing audience", "expired", "no expiry",
-        "not yet valid", "1 MiB", "17 KiB",
+        "not yet valid", "17 KiB", "63 KiB",
     ],
 )  # fmt: skip
 def test_bad_token_is_unauthenticated(service: Service, svid_role: str, kind: str) -> None:
@@ -142,6 +142,19 @@ def test_bad_token_is_unauthenticated(service: Service, svid_role: str, kind: st
     assert refusal.code is grpc.StatusCode.UNAUTHENTICATED, refusal.message
     if len(token) > 20:
         assert token not in refusal.message
+
+
+def test_metadata_over_its_limit_is_refused_before_it_is_held(service: Service) -> None:
+    for size in (64 * 1024, 1024 * 1024):
+        with pytest.raises(grpc.RpcError) as caught:
+            service.issue(pb.IssueRequest(), token="A" * size)
+        # By gRPC itself: our code, which would have said UNAUTHENTICATED, never saw it.
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "metadata size" in (caught.value.details() or "")
+
+    # The connection and its other calls are none the worse for it.
+    refusal = refused(service.stub.Issue, pb.IssueRequest(), timeout=10)
+    assert refusal.code is grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_missing_credential_is_unauthenticated(service: Service, svid_role: str) -> None:

@@ -29,6 +29,15 @@ class Cluster:
     ca_file: Path
     token_file: Path
     skipped: float = 0.0
+    stopped_at: float | None = None
+
+    def stop_clock(self) -> None:
+        """From now on only `skipped` moves the clock that pauses and limits count in."""
+        self.stopped_at = time.monotonic()
+
+    def monotonic(self) -> float:
+        """What that clock shows."""
+        return self.skipped + (time.monotonic() if self.stopped_at is None else self.stopped_at)
 
     @asynccontextmanager
     async def authenticators(self, **changes: Any) -> AsyncIterator[Authenticators]:
@@ -44,7 +53,7 @@ class Cluster:
                 **changes,
             }
         )
-        clock = Clock(monotonic=lambda: time.monotonic() + self.skipped)
+        clock = Clock(monotonic=self.monotonic)
         built = Authenticators.build([settings], TrustDomain("example.org"), clock=clock)
         try:
             yield built

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,6 @@ def build(
     issuer: TokenIssuer,
     checks: list[tuple[str, str]],
     hands: Hands,
-    max_remembered: int = 100,
     **settings: Any,
 ) -> Authenticators:
     return Authenticators.build(
@@ -61,9 +62,8 @@ def build(
             )
         ],
         TrustDomain("example.org"),
-        on_check=lambda name, outcome: checks.append((name, outcome)),
+        counter=lambda name, outcome: lambda: checks.append((name, outcome)),
         clock=hands.clock,
-        max_remembered=max_remembered,
     )
 
 
@@ -145,6 +145,81 @@ async def test_the_least_recently_used_token_is_forgotten_first(
         "verified",
         "remembered",
         "verified",
+    ]
+
+
+async def test_no_flood_of_one_issuers_tokens_pushes_out_anothers(tmp_path: Path) -> None:
+    issuers = [TokenIssuer(tmp_path / name, issuer=name) for name in ("cluster", "public-ci")]
+    authenticators = Authenticators.build(
+        [
+            JwtSettings(
+                name=issuer.issuer,
+                issuer=issuer.issuer,
+                audiences=("meshmint",),
+                jwks_file=issuer.jwks_file,
+                max_remembered=3,
+            )
+            for issuer in issuers
+        ],
+        TrustDomain("example.org"),
+    )
+    token = issuers[0].jwt()
+    caller = await authenticators.authenticate(token)
+    for number in range(10):
+        await authenticators.authenticate(issuers[1].jwt({"sub": f"anybody-{number}"}))
+
+    assert await authenticators.authenticate(token) is caller
+
+
+async def test_a_remembered_token_waits_for_nothing(
+    issuer: TokenIssuer, checks: list[tuple[str, str]], hands: Hands
+) -> None:
+    authenticators = build(issuer, checks, hands)
+    token = issuer.jwt()
+    caller = await authenticators.authenticate(token)
+
+    walk = authenticators.authenticate(token, within=pytest.fail)
+    with pytest.raises(StopIteration) as ended:
+        walk.send(None)  # No event loop is asked for anything.
+    assert ended.value.value is caller
+
+
+async def test_a_token_that_must_be_checked_is_checked_within_the_limit(
+    issuer: TokenIssuer, checks: list[tuple[str, str]], hands: Hands
+) -> None:
+    authenticators = build(issuer, checks, hands)
+    entered = []
+
+    @asynccontextmanager
+    async def limit() -> AsyncIterator[None]:
+        entered.append(True)
+        yield
+
+    await authenticators.authenticate(issuer.jwt(), within=limit)
+    assert entered == [True]
+
+
+async def test_a_counter_is_asked_for_once_for_each_outcome(issuer: TokenIssuer) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def counter(name: str, outcome: str) -> Callable[[], object]:
+        asked.append((name, outcome))
+        return lambda: None
+
+    settings = JwtSettings(
+        name="corp", issuer=issuer.issuer, audiences=("meshmint",), jwks_file=issuer.jwks_file
+    )
+    authenticators = Authenticators.build([settings], TrustDomain("example.org"), counter=counter)
+    for token in [issuer.jwt()] * 3 + [issuer.jwt({"sub": "other"})]:
+        await authenticators.authenticate(token)
+    for _ in range(3):
+        with pytest.raises(Unauthenticated):
+            await authenticators.authenticate(None)
+
+    assert sorted(asked) == [
+        ("", "CREDENTIAL_MISSING"),
+        ("corp", "remembered"),
+        ("corp", "verified"),
     ]
 
 

@@ -133,7 +133,7 @@ async def test_trailing_characters_are_not_trimmed(
 async def test_a_token_over_the_limit_is_refused_unread(
     authenticators: Authenticators, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr("meshmint_server.authn.authenticators.parse_token", pytest.fail)
+    monkeypatch.setattr("meshmint_server.authn.token.parse_json_object", pytest.fail)
     monkeypatch.setattr("hashlib.sha256", pytest.fail)
 
     assert await reason(authenticators, "x" * size) == Refusal.CREDENTIAL_MALFORMED

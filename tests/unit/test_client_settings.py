@@ -66,6 +66,12 @@ def test_a_token_that_could_break_a_header_is_refused_and_not_shown(token: str) 
         Tokens.of(lambda: token).get()
 
 
+def test_a_token_larger_than_any_service_takes_is_refused_before_it_is_sent() -> None:
+    assert Tokens.of("a" * 16 * 1024).get()
+    with pytest.raises(TokenUnavailable, match="16385 bytes"):
+        Tokens.of("a" * (16 * 1024 + 1))
+
+
 def test_a_path_given_as_a_token_is_noticed() -> None:
     with pytest.raises(ConfigurationError, match="TokenFile"):
         Tokens.of("/var/run/secrets/tokens/meshmint")

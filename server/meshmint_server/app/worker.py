@@ -12,7 +12,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from multiprocessing.connection import Connection
@@ -129,7 +129,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
         probe = ReadinessProbe(issuers, store)
         try:
             authenticators = Authenticators.build(
-                config.authenticators, config.trust_domain, on_check=_count_token_check
+                config.authenticators, config.trust_domain, counter=_token_check_counter
             )
         except ValueError as error:
             raise ConfigError(f"authenticators: {error}") from error
@@ -268,9 +268,9 @@ async def _show_waiting(keyring: RemoteKeyRing) -> None:
         await asyncio.sleep(REFRESH_SECONDS)
 
 
-def _count_token_check(authenticator: str, outcome: str) -> None:
+def _token_check_counter(authenticator: str, outcome: str) -> Callable[[], None]:
     # Tokens that no authenticator takes are nobody's.
-    telemetry.TOKEN_CHECKS.labels(authenticator or "none", outcome.lower()).inc()
+    return telemetry.TOKEN_CHECKS.labels(authenticator or "none", outcome.lower()).inc
 
 
 async def _follow_issuers(issuers: IssuerBook) -> None:

@@ -4,7 +4,7 @@ A token is chosen an authenticator by its issuer, verified, and becomes a
 Caller. What cannot be told is VerifierUnavailable, never Unauthenticated.
 """
 
-from meshmint_server.authn.authenticators import Authenticators, OnCheck
+from meshmint_server.authn.authenticators import Authenticators, CheckCounter
 from meshmint_server.authn.clock import Clock
 from meshmint_server.authn.examination import FileExamination, examine_files, urls_of
 from meshmint_server.authn.refusal import Refusal
@@ -18,11 +18,11 @@ from meshmint_server.authn.settings import (
 __all__ = [
     "AuthenticatorSettings",
     "Authenticators",
+    "CheckCounter",
     "Clock",
     "FileExamination",
     "JwtSettings",
     "KubernetesSettings",
-    "OnCheck",
     "Refusal",
     "examine_files",
     "refuse_conflicts",

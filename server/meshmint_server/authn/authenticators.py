@@ -7,66 +7,44 @@ before its authenticator has verified it.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, nullcontext
 
-from meshmint_server.authn.authenticator import Authenticator, Verified
+from meshmint_server.authn.authenticator import Authenticator
 from meshmint_server.authn.clock import Clock
 from meshmint_server.authn.jwt import JwtAuthenticator
 from meshmint_server.authn.kubernetes import KubernetesAuthenticator
 from meshmint_server.authn.refusal import Refusal, quoted, refuse
+from meshmint_server.authn.remembered import RememberedTokens
 from meshmint_server.authn.settings import JwtSettings, KubernetesSettings, refuse_conflicts
-from meshmint_server.authn.token import ParsedToken, digest_of, parse_token
+from meshmint_server.authn.token import ParsedToken, digest_if_sound, parse_token
 from meshmint_server.errors import Unauthenticated, VerifierUnavailable
 from meshmint_server.policy.caller import Caller
 from meshmint_server.spiffe import TrustDomain
 
-__all__ = ["Authenticators", "OnCheck"]
+__all__ = ["Authenticators", "CheckCounter"]
 
-MAX_REMEMBERED = 10_000
-
-# Called with the authenticator's name ("" if none was chosen) and the outcome:
-# "verified", "remembered", or the reason of the refusal. Both are bounded sets.
-OnCheck = Callable[[str, str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Remembered:
-    """A verified token.
-
-    Attributes:
-        caller: Whom it speaks for.
-        authenticator: Who verified it.
-        basis: What that rested on; the entry is void when it is another one.
-        expires_at: The token's expiry, seconds since the epoch.
-        forget_at: The authenticator's limit, monotonic seconds.
-    """
-
-    caller: Caller
-    authenticator: Authenticator
-    basis: object
-    expires_at: float
-    forget_at: float
+# Given an authenticator's name ("" if none was chosen) and an outcome ("verified",
+# "remembered", or the reason of the refusal), both from bounded sets, it gives what
+# counts one such check. It is asked once for each, not at every check.
+CheckCounter = Callable[[str, str], Callable[[], object]]
+Limit = Callable[[], AbstractAsyncContextManager[object]]
 
 
 class Authenticators:
     """All configured authenticators, and the tokens that they lately verified."""
 
     def __init__(
-        self,
-        by_issuer: dict[str, Authenticator],
-        *,
-        on_check: OnCheck,
-        clock: Clock,
-        max_remembered: int,
+        self, by_issuer: dict[str, Authenticator], *, counter: CheckCounter, clock: Clock
     ) -> None:
         self._by_issuer = by_issuer
-        self._on_check = on_check
-        self._now = clock.now
-        self._monotonic = clock.monotonic
-        self._max_remembered = max_remembered
-        self._remembered: OrderedDict[bytes, _Remembered] = OrderedDict()
+        self._counter = counter
+        self._counters: dict[tuple[str, str], Callable[[], object]] = {}
+        self._remembered = {
+            one.name: RememberedTokens(one, counter(one.name, "remembered"), clock)
+            for one in by_issuer.values()
+        }
+        self._memories = tuple(self._remembered.values())
 
     @classmethod
     def build(
@@ -74,18 +52,16 @@ class Authenticators:
         settings: Sequence[KubernetesSettings | JwtSettings],
         trust_domain: TrustDomain,
         *,
-        on_check: OnCheck | None = None,
+        counter: CheckCounter | None = None,
         clock: Clock | None = None,
-        max_remembered: int = MAX_REMEMBERED,
     ) -> Authenticators:
         """Builds all authenticators. Does no I/O: what they depend on may start later.
 
         Args:
             settings: One for each.
             trust_domain: Where callers' SPIFFE IDs are.
-            on_check: Told of every check, for metrics; must not raise.
+            counter: Gives what counts the checks, for metrics; none of it may raise.
             clock: The clock.
-            max_remembered: How many verified tokens are remembered.
 
         Raises:
             ValueError: Two share a name or an issuer, or a SPIFFE ID template
@@ -99,47 +75,52 @@ class Authenticators:
                 by_issuer[one.issuer] = KubernetesAuthenticator(one, trust_domain, clock)
             else:
                 by_issuer[one.issuer] = JwtAuthenticator(one, trust_domain, clock)
-        return cls(
-            by_issuer,
-            on_check=on_check or _ignore,
-            clock=clock,
-            max_remembered=max_remembered,
-        )
+        return cls(by_issuer, counter=counter or _no_counter, clock=clock)
 
-    async def authenticate(self, token: str | None) -> Caller:
+    async def authenticate(self, token: str | None, *, within: Limit = nullcontext) -> Caller:
         """The caller that a token speaks for.
 
         Args:
             token: The bearer token, without "Bearer "; None if there was none.
+            within: Limits what may have to be waited for. Not used for a token that is
+                remembered, which waits for nothing and is most requests.
 
         Raises:
             Unauthenticated: It speaks for none; reason and message say why.
             VerifierUnavailable: That cannot be told at present.
         """
+        digest = digest_if_sound(token)
+        if digest is not None:
+            for memory in self._memories:
+                known = memory.recall(digest)
+                if known is not None:
+                    return known
         name = ""
         try:
-            digest = digest_of(token or "")
-            remembered = self._remembered.get(digest)
-            if remembered is not None:
-                if self._holds(remembered):
-                    self._remembered.move_to_end(digest)
-                    self._on_check(remembered.authenticator.name, "remembered")
-                    return remembered.caller
-                del self._remembered[digest]
             parsed = parse_token(token or "", digest)
             authenticator = self._choose(parsed)
             name = authenticator.name
-            verified = await authenticator.verify(parsed)
+            async with within():
+                caller = await self._verified(parsed, authenticator)
         except (Unauthenticated, VerifierUnavailable) as error:
-            self._on_check(name, error.reason)
+            self._count(name, error.reason)
             raise
-        self._remember(parsed.digest, verified, authenticator)
-        self._on_check(name, "verified")
-        return verified.caller
+        self._count(name, "verified")
+        return caller
 
     async def close(self) -> None:
         """Lets go of connections and tasks."""
         await asyncio.gather(*(one.close() for one in self._by_issuer.values()))
+
+    async def _verified(self, token: ParsedToken, authenticator: Authenticator) -> Caller:
+        memory = self._remembered[authenticator.name]
+        try:
+            verified = await authenticator.verify(token, is_known=token.digest in memory)
+        except Unauthenticated:
+            memory.forget(token.digest)
+            raise
+        memory.remember(token.digest, verified)
+        return verified.caller
 
     def _choose(self, token: ParsedToken) -> Authenticator:
         issuer = token.claims.get("iss")
@@ -156,27 +137,13 @@ class Authenticators:
             )
         return authenticator
 
-    def _holds(self, remembered: _Remembered) -> bool:
-        return (
-            self._now() < remembered.expires_at
-            and self._monotonic() < remembered.forget_at
-            and remembered.authenticator.basis() is remembered.basis
-        )
-
-    def _remember(self, digest: bytes, verified: Verified, authenticator: Authenticator) -> None:
-        if authenticator.remember_for <= 0 or self._max_remembered <= 0:
-            return
-        self._remembered[digest] = _Remembered(
-            verified.caller,
-            authenticator,
-            verified.basis,
-            verified.caller.expires_at.timestamp(),
-            self._monotonic() + authenticator.remember_for,
-        )
-        self._remembered.move_to_end(digest)
-        if len(self._remembered) > self._max_remembered:
-            self._remembered.popitem(last=False)
+    def _count(self, name: str, outcome: str) -> None:
+        count = self._counters.get((name, outcome))
+        if count is None:
+            count = self._counters[name, outcome] = self._counter(name, outcome)
+        count()
 
 
-def _ignore(authenticator: str, outcome: str) -> None:
+def _no_counter(authenticator: str, outcome: str) -> Callable[[], object]:
     """Counts nothing."""
+    return int

@@ -9,7 +9,7 @@ from meshmint_server.authn.refusal import Refusal, quoted, refuse
 from meshmint_server.authn.token import Json
 from meshmint_server.policy.caller import Attribute
 
-__all__ = ["checked_expiry", "claim_attributes", "instant"]
+__all__ = ["checked_expiry", "claim_attributes", "instant", "issued_at"]
 
 MAX_ATTRIBUTES = 256
 MAX_ATTRIBUTE_CHARACTERS = 32 * 1024
@@ -52,6 +52,15 @@ def checked_expiry(
                 "compare the clocks",
             )
     return expiry
+
+
+def issued_at(claims: Mapping[str, Json]) -> float | None:
+    """When the token says it was made (iat), seconds since the epoch; None if it does not.
+
+    Raises:
+        Unauthenticated: It says so in no sensible way.
+    """
+    return _instant(claims, "iat")
 
 
 def instant(seconds: float) -> datetime:

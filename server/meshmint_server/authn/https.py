@@ -2,20 +2,23 @@
 
 TLS is always verified, redirects are never followed, proxies of the environment
 are not used, and an answer has a size and a time limit. Whatever goes wrong is
-VerifierUnavailable: the caller's token is not to blame for it.
+VerifierUnavailable: the caller's token is not to blame for it. A service that
+throttles or fails is left alone for a while.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import httpx
 import structlog
 
+from meshmint_server.authn.back_off import BackOff
 from meshmint_server.authn.clock import Clock
 from meshmint_server.authn.watched_file import WatchedFile
 from meshmint_server.errors import VerifierUnavailable
@@ -25,7 +28,11 @@ __all__ = ["HttpsClient"]
 MAX_ANSWER_BYTES = 1024 * 1024
 MAX_RETRY_AFTER = 30.0
 OPERATOR_RETRY_AFTER = 5.0
+THROTTLED_RETRY_AFTER = 1.0
 LOG_EVERY = 10.0
+
+# Told of every request: its outcome (answered, throttled, timed_out, failed) and seconds.
+Observe = Callable[[str, float], None]
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -40,6 +47,34 @@ class _Connections:
     is_retired: bool = False
 
 
+class _Failure(Exception):
+    """A request that came to nothing.
+
+    Attributes:
+        what: What the service did, in words that go on from its name.
+        where: What to look at, for the log; None is the URL.
+        retry_after: Seconds to tell the caller; None leaves it to the error.
+        pause: Seconds for which the service asked to be left alone, if it did.
+        outcome: Its outcome, for the metrics.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        retry_after: float | None = None,
+        pause: float | None = None,
+        outcome: str = "failed",
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.retry_after = retry_after
+        self.pause = pause
+        self.outcome = outcome
+
+
 class HttpsClient:
     """A client for one service.
 
@@ -49,16 +84,25 @@ class HttpsClient:
         ca_file: Roots for the service's certificate, read again when changed;
             None takes the system's.
         timeout: Seconds to connect, and seconds between parts of an answer.
-        clock: The clock that spaces out log lines.
+        observe: Told of every request, for metrics; must not raise.
+        clock: The clock of pauses and of spaced-out log lines.
     """
 
     def __init__(
-        self, *, purpose: str, ca_file: WatchedFile | None, timeout: float, clock: Clock
+        self,
+        *,
+        purpose: str,
+        ca_file: WatchedFile | None,
+        timeout: float,
+        observe: Observe,
+        clock: Clock,
     ) -> None:
         self._purpose = purpose
         self._ca_file = ca_file
         self._timeout = timeout
+        self._observe = observe
         self._clock = clock
+        self._back_off = BackOff(trial=timeout * 2, clock=clock)
         self._connections: _Connections | None = None
         self._next_log = float("-inf")
 
@@ -87,6 +131,31 @@ class HttpsClient:
     async def _request(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
     ) -> bytes:
+        wait = self._back_off.wait()
+        if wait > 0:
+            raise VerifierUnavailable(
+                f"{self._purpose} throttles or fails, and is left alone for a moment; "
+                "the token was neither accepted nor refused, try again",
+                retry_after=wait,
+            )
+        round_ = self._back_off.begin()
+        started = time.perf_counter()
+        outcome = "failed"
+        try:
+            answer = await self._ask(method, url, headers, body)
+            outcome = "answered"
+        except _Failure as failure:
+            outcome = failure.outcome
+            self._back_off.failed(round_, failure.pause)
+            raise self._unavailable(url, failure) from failure.__cause__
+        finally:
+            self._observe(outcome, time.perf_counter() - started)
+        self._back_off.succeeded(round_)
+        return answer
+
+    async def _ask(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
+    ) -> bytes:
         sent = {"accept": "application/json", "accept-encoding": "identity", **headers}
         if body is not None:
             sent["content-type"] = "application/json"
@@ -96,48 +165,15 @@ class HttpsClient:
                 self._open_connections() as client,
                 client.stream(method, url, headers=sent, content=body) as response,
             ):
-                self._refuse_status(url, response)
-                return await self._read(url, response)
+                _refuse_status(response)
+                return await _read(response)
         except (TimeoutError, httpx.TimeoutException) as error:
-            raise self._unavailable(url, "did not answer in time", error) from error
+            raise _Failure("did not answer in time", outcome="timed_out") from error
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             what = "cannot be reached"
             if isinstance(error.__cause__, httpx.HTTPError) or "certificate" in str(error).lower():
                 what = "cannot be reached over TLS that its CA vouches for"
-            raise self._unavailable(url, what, error) from error
-
-    def _refuse_status(self, url: str, response: httpx.Response) -> None:
-        status = response.status_code
-        if status in (200, 201):
-            return
-        if status in (401, 403):
-            raise self._unavailable(
-                url,
-                f"refuses this service's own credential (HTTP {status}); an operator must mend it",
-                retry_after=OPERATOR_RETRY_AFTER,
-            )
-        if 300 <= status < 400:
-            raise self._unavailable(
-                url,
-                f"answers with a redirect (HTTP {status}), which is not followed; "
-                "an operator must mend its URL",
-                retry_after=OPERATOR_RETRY_AFTER,
-            )
-        raise self._unavailable(
-            url,
-            f"answered HTTP {status}",
-            retry_after=_retry_after(response.headers.get("retry-after")),
-        )
-
-    async def _read(self, url: str, response: httpx.Response) -> bytes:
-        if response.headers.get("content-encoding", "identity") != "identity":
-            raise self._unavailable(url, "compresses its answer unasked")
-        parts = bytearray()
-        async for part in response.aiter_raw():
-            parts += part
-            if len(parts) > MAX_ANSWER_BYTES:
-                raise self._unavailable(url, f"answers with over {MAX_ANSWER_BYTES} bytes")
-        return bytes(parts)
+            raise _Failure(what) from error
 
     @asynccontextmanager
     async def _open_connections(self) -> AsyncIterator[httpx.AsyncClient]:
@@ -161,17 +197,17 @@ class HttpsClient:
                 return current, None
             context = _tls_context(ca)
         except (OSError, ValueError) as error:
-            path = str(self._ca_file.path) if self._ca_file else "the system's"
-            raise self._unavailable(
-                path,
+            raise _Failure(
                 "cannot be verified: its CA file cannot be read; an operator must mend it",
-                error,
+                where=str(self._ca_file.path) if self._ca_file else "the system's roots",
                 retry_after=OPERATOR_RETRY_AFTER,
             ) from error
         self._connections = _Connections(
             httpx.AsyncClient(
                 verify=context,
                 timeout=httpx.Timeout(self._timeout),
+                # Who asks has its own limit; waiting for a connection would be a second one.
+                limits=httpx.Limits(max_connections=None),
                 follow_redirects=False,
                 trust_env=False,
             ),
@@ -182,27 +218,60 @@ class HttpsClient:
         current.is_retired = True
         return self._connections, None if current.in_use else current
 
-    def _unavailable(
-        self,
-        where: str,
-        what: str,
-        error: BaseException | None = None,
-        retry_after: float | None = None,
-    ) -> VerifierUnavailable:
+    def _unavailable(self, url: str, failure: _Failure) -> VerifierUnavailable:
         now = self._clock.monotonic()
+        cause = failure.__cause__
         if now >= self._next_log:
             self._next_log = now + LOG_EVERY
             _log.warning(
                 "verifier unavailable",
                 verifier=self._purpose,
-                where=where,
-                problem=what,
-                cause=f"{type(error).__name__}: {error}" if error else None,
+                where=failure.where or url,
+                problem=failure.what,
+                cause=f"{type(cause).__name__}: {cause}" if cause else None,
             )
         return VerifierUnavailable(
-            f"{self._purpose} {what}; the token was neither accepted nor refused, try again",
-            retry_after=retry_after,
+            f"{self._purpose} {failure.what}; the token was neither accepted nor refused, "
+            "try again",
+            retry_after=failure.retry_after,
         )
+
+
+def _refuse_status(response: httpx.Response) -> None:
+    status = response.status_code
+    if status in (200, 201):
+        return
+    if status in (401, 403):
+        raise _Failure(
+            f"refuses this service's own credential (HTTP {status}); an operator must mend it",
+            retry_after=OPERATOR_RETRY_AFTER,
+        )
+    if 300 <= status < 400:
+        raise _Failure(
+            f"answers with a redirect (HTTP {status}), which is not followed; "
+            "an operator must mend its URL",
+            retry_after=OPERATOR_RETRY_AFTER,
+        )
+    pause = _retry_after(response.headers.get("retry-after"))
+    if status == 429:
+        pause = pause or THROTTLED_RETRY_AFTER
+    raise _Failure(
+        f"answered HTTP {status}",
+        retry_after=pause,
+        pause=pause,
+        outcome="throttled" if status == 429 else "failed",
+    )
+
+
+async def _read(response: httpx.Response) -> bytes:
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise _Failure("compresses its answer unasked")
+    parts = bytearray()
+    async for part in response.aiter_raw():
+        parts += part
+        if len(parts) > MAX_ANSWER_BYTES:
+            raise _Failure(f"answers with over {MAX_ANSWER_BYTES} bytes")
+    return bytes(parts)
 
 
 def _tls_context(ca: bytes | None) -> ssl.SSLContext:

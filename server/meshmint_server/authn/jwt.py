@@ -53,11 +53,16 @@ class JwtAuthenticator:
         """Seconds that a verified token may be remembered."""
         return math.inf if self._settings.cache_for is None else self._settings.cache_for
 
+    @property
+    def max_remembered(self) -> int:
+        """How many verified tokens may be remembered."""
+        return self._settings.max_remembered
+
     def basis(self) -> object:
         """The keys at hand."""
         return self._keys.current()
 
-    async def verify(self, token: ParsedToken) -> Verified:
+    async def verify(self, token: ParsedToken, *, is_known: bool) -> Verified:
         """The caller that the token speaks for.
 
         Raises:
@@ -101,14 +106,14 @@ def _key_source(settings: JwtSettings, parts: Parts) -> KeySource:
     if settings.discovery_url is not None:
         return parts.remote_keys(
             OpenIdDiscovery(
-                parts.client(settings.ca_file),
+                parts.keys_client(settings.ca_file),
                 settings.discovery_url,
                 settings.issuer,
                 parts.keys_purpose,
             )
         )
     if settings.jwks_url is not None:
-        return parts.remote_keys(JwksUrl(parts.client(settings.ca_file), settings.jwks_url))
+        return parts.remote_keys(JwksUrl(parts.keys_client(settings.ca_file), settings.jwks_url))
     if settings.jwks_file is not None:
         return parts.jwks_file(settings.jwks_file)
     if settings.public_key_files:

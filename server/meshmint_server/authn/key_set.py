@@ -86,6 +86,10 @@ class KeySet:
     keys: tuple[VerificationKey, ...]
     skipped: tuple[str, ...] = ()
 
+    def has_keys_of(self, other: KeySet) -> bool:
+        """Whether the other set has the same keys, in whatever order or spelling."""
+        return len(self.keys) == len(other.keys) and all(key in other.keys for key in self.keys)
+
     def candidates(self, kid: str | None, algorithm: str) -> tuple[VerificationKey, ...]:
         """The keys that may have signed a token with this header.
 

@@ -38,11 +38,17 @@ class KeySource(Protocol):
             VerifierUnavailable: They cannot be had.
         """
 
-    async def newer_than(self, keys: KeySet) -> KeySet:
+    async def newer_than(self, keys: KeySet, *, made_at: float | None) -> KeySet:
         """The keys after a look for newer ones; the same ones if it is too early to look again.
 
+        Args:
+            keys: Those at hand, which do not have the token's key.
+            made_at: When the token was made, seconds since the epoch; None if that does
+                not matter.
+
         Raises:
-            VerifierUnavailable: The look failed.
+            VerifierUnavailable: The look failed, or it is too early to look again and the
+                keys at hand may be older than the token.
         """
 
     async def close(self) -> None:
@@ -63,7 +69,12 @@ class StaticKeys:
         """The keys."""
         return self._keys
 
-    async def newer_than(self, keys: KeySet) -> KeySet:
+    async def newer_than(
+        self,
+        keys: KeySet,
+        *,
+        made_at: float | None,
+    ) -> KeySet:
         """The same keys: the configuration has no newer ones."""
         return keys
 
@@ -122,7 +133,12 @@ class FileKeys:
             )
         return keys
 
-    async def newer_than(self, keys: KeySet) -> KeySet:
+    async def newer_than(
+        self,
+        keys: KeySet,
+        *,
+        made_at: float | None,
+    ) -> KeySet:
         """The keys as the files have them now."""
         return self._look() or keys
 

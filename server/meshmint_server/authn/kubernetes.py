@@ -49,8 +49,9 @@ class KubernetesAuthenticator:
             else None
         )
         parts = Parts(settings, clock)
-        purpose = f"the token reviewer of authenticator '{settings.name}'"
-        credential = ApiServerCredential(WatchedFile(settings.reviewer_token_file), purpose)
+        credential = ApiServerCredential(
+            WatchedFile(settings.reviewer_token_file), parts.reviewer_purpose
+        )
         self._keys: KeySource | None = None
         self._signature: SignatureCheck | None = None
         self._reviewer: TokenReviewer | None = None
@@ -58,30 +59,30 @@ class KubernetesAuthenticator:
             self._keys = _key_source(settings, parts, credential)
             self._signature = SignatureCheck(self._keys, settings.algorithms)
         if settings.mode != "jwks":
-            self._reviewer = TokenReviewer(
-                parts.client(settings.ca_file, purpose),
-                api_server=settings.api_server,
-                credential=credential,
-                audiences=settings.audiences,
-                max_reviews=settings.max_reviews,
-                patience=settings.timeout,
-                purpose=purpose,
-                clock=clock,
-            )
+            self._reviewer = parts.reviewer(settings, credential, self.remember_for)
 
     @property
     def remember_for(self) -> float:
         """Seconds that a verified token may be remembered."""
         if self._settings.cache_for is not None:
             return self._settings.cache_for
-        return math.inf if self._reviewer is None else REVIEW_REMEMBERED_FOR
+        return math.inf if self._settings.mode == "jwks" else REVIEW_REMEMBERED_FOR
+
+    @property
+    def max_remembered(self) -> int:
+        """How many verified tokens may be remembered."""
+        return self._settings.max_remembered
 
     def basis(self) -> object:
         """The keys at hand."""
         return self._keys.current() if self._keys else None
 
-    async def verify(self, token: ParsedToken) -> Verified:
+    async def verify(self, token: ParsedToken, *, is_known: bool) -> Verified:
         """The service account that the token speaks for.
+
+        Args:
+            token: The token.
+            is_known: It held not long ago: strangers must not keep it waiting.
 
         Raises:
             Unauthenticated: It speaks for none.
@@ -99,8 +100,9 @@ class KubernetesAuthenticator:
             now=self._now(),
         )
         account = ServiceAccount.from_claims(token.claims)
+        as_of = None
         if self._reviewer is not None:
-            await self._reviewer.review(token, account)
+            as_of = await self._reviewer.review(token, account, is_known=is_known)
         attributes = {**claim_attributes(token.claims), **account.attributes}
         caller = Caller(
             authenticator=self.name,
@@ -109,7 +111,7 @@ class KubernetesAuthenticator:
             spiffe_id=self._template.render(attributes) if self._template else None,
             expires_at=instant(expiry),
         )
-        return Verified(caller, basis)
+        return Verified(caller, basis, as_of)
 
     async def close(self) -> None:
         """Lets go of connections and tasks."""
@@ -125,10 +127,12 @@ def _key_source(
     if settings.jwks_file is not None:
         return parts.jwks_file(settings.jwks_file)
     if settings.jwks_url is not None:
-        return parts.remote_keys(JwksUrl(parts.client(settings.jwks_ca_file), settings.jwks_url))
+        return parts.remote_keys(
+            JwksUrl(parts.keys_client(settings.jwks_ca_file), settings.jwks_url)
+        )
     return parts.remote_keys(
         ClusterDiscovery(
-            parts.client(settings.ca_file),
+            parts.keys_client(settings.ca_file),
             settings.api_server,
             settings.issuer,
             credential.headers_if_any,

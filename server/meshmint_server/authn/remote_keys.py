@@ -3,6 +3,9 @@
 An outage of the issuer must not become ours: keys once fetched are served, up
 to a limit, while it is down. And a caller must not make us fetch: unknown key
 ids cause one look per cool-down, however many tokens carry them.
+
+A token is refused for its key id only by keys that were asked for after it was
+made. With older ones it may be that they know its key no more than we do.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import structlog
 
 from meshmint_server.authn.clock import Clock
 from meshmint_server.authn.key_set import InvalidKeys, KeySet, parse_jwks
+from meshmint_server.authn.waiting import WaitingRoom
 from meshmint_server.errors import VerifierUnavailable
 from meshmint_server.single_flight import SingleFlight
 
@@ -61,6 +65,8 @@ class RemoteKeys:
     Args:
         source: Gets the JWK set.
         freshness: How often.
+        leeway: Seconds by which clocks may differ.
+        max_waiting: Calls that may wait for a fetch at one time.
         purpose: What the keys are, in words for messages.
         clock: The clock.
     """
@@ -70,17 +76,23 @@ class RemoteKeys:
         source: JwksFetch,
         *,
         freshness: Freshness,
+        leeway: float,
+        max_waiting: int,
         purpose: str,
         clock: Clock,
     ) -> None:
         self._source = source
         self._freshness = freshness
+        self._leeway = leeway
+        self._waiting = WaitingRoom(max_waiting, purpose)
         self._purpose = purpose
+        self._now = clock.now
         self._monotonic = clock.monotonic
         self._flight: SingleFlight[str, KeySet] = SingleFlight()
         self._raw = b""
         self._keys: KeySet | None = None
         self._fetched_at = float("-inf")
+        self._asked_at = float("-inf")
         self._look_again_at = float("-inf")
         self._failures = 0
         self._back_off_until = float("-inf")
@@ -101,15 +113,26 @@ class RemoteKeys:
         """The keys at hand, or fetched now."""
         return self.current() or await self._fetched(self._refresh)
 
-    async def newer_than(self, keys: KeySet) -> KeySet:
+    async def newer_than(self, keys: KeySet, *, made_at: float | None) -> KeySet:
         """The keys after a look for newer ones, at most one look per cool-down."""
         current = self.current()
         if current is not None and current is not keys:
             return current
-        now = self._monotonic()
-        if now < self._look_again_at and not self._flight:
-            return keys
-        return await self._fetched(self._look)
+        is_under_way = bool(self._flight)
+        wait = self._look_again_at - self._monotonic()
+        if is_under_way or wait <= 0:
+            newer = await self._fetched(self._look)
+            if newer is not keys or not is_under_way:
+                return newer
+            wait = self._look_again_at - self._monotonic()
+        if made_at is not None and made_at + self._leeway >= self._asked_at:
+            raise VerifierUnavailable(
+                f"{self._purpose} may have changed since they were last fetched; "
+                "the token was neither accepted nor refused, try again",
+                reason="KEY_NOT_YET_KNOWN",
+                retry_after=max(wait, FIRST_BACK_OFF),
+            )
+        return keys
 
     async def close(self) -> None:
         """Ends a fetch that is under way, and lets go of connections."""
@@ -124,7 +147,8 @@ class RemoteKeys:
                 "the token was neither accepted nor refused, try again",
                 retry_after=wait,
             )
-        return await self._flight.run("", work)
+        with self._waiting.place():
+            return await self._flight.run("", work)
 
     async def _look(self) -> KeySet:
         """A refresh that starts the cool-down; one that fails starts the back-off instead."""
@@ -133,15 +157,21 @@ class RemoteKeys:
         return keys
 
     async def _refresh(self) -> KeySet:
+        asked_at = self._now()
         try:
             raw = await self._source.fetch()
             keys = self._keys if raw == self._raw and self._keys else self._parse(raw)
-        except VerifierUnavailable:
+            if self._keys is not None and keys.has_keys_of(self._keys):
+                # Another spelling, as of another replica, voids nothing that rests on them.
+                keys = self._keys
+        except VerifierUnavailable as error:
             self._failures += 1
             back_off = FIRST_BACK_OFF * 2 ** min(self._failures - 1, 10)
-            self._back_off_until = self._monotonic() + min(back_off, self._freshness.cool_down)
+            back_off = min(back_off, self._freshness.cool_down)
+            self._back_off_until = self._monotonic() + max(back_off, error.retry_after or 0.0)
             raise
         self._raw, self._keys = raw, keys
+        self._asked_at = asked_at
         self._fetched_at = self._monotonic()
         self._failures = 0
         self._back_off_until = float("-inf")

@@ -86,6 +86,10 @@ class _Settings(BaseModel):
         unknown_key_cool_down: Least seconds between looks for an unknown key id.
         max_stale: Seconds that fetched keys are used while their URL is down.
         timeout: Seconds to connect, and between parts of an answer.
+        max_waiting: Calls of one worker that may wait for keys, and as many for
+            reviews, known callers and others apart; more are told at once to
+            come back.
+        max_remembered: Verified tokens that one worker remembers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,6 +107,8 @@ class _Settings(BaseModel):
     unknown_key_cool_down: Seconds = 30.0
     max_stale: Seconds = 86400.0
     timeout: Annotated[Seconds, Field(le=60)] = 5.0
+    max_waiting: Annotated[int, Field(ge=1, le=100_000)] = 2_000
+    max_remembered: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000
 
 
 class KubernetesSettings(_Settings):
@@ -120,7 +126,8 @@ class KubernetesSettings(_Settings):
         api_server: The API server, for TokenReview and discovery.
         ca_file: Roots for the API server, read again when changed.
         reviewer_token_file: Our credential at the API server, read again when changed.
-        max_reviews: TokenReviews under way at one time.
+        max_reviews: TokenReviews of one worker under way at one time. A quarter
+            of them is kept for callers that were known a moment ago.
     """
 
     kind: Literal["kubernetes"] = "kubernetes"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from meshmint_server.authn.claims import issued_at
 from meshmint_server.authn.key_set import KeySet
 from meshmint_server.authn.key_sources import KeySource
 from meshmint_server.authn.refusal import Refusal, quoted, refuse
@@ -64,7 +65,9 @@ class SignatureCheck:
         known = keys.candidates(kid, algorithm)
         if not known or kid is None or any(key.kid is None for key in known):
             # It may be a new key: an id that is new, or no id that would tell.
-            newer = await self._keys.newer_than(keys)
+            newer = await self._keys.newer_than(
+                keys, made_at=None if known else issued_at(token.claims)
+            )
             if newer is not keys:
                 keys = newer
                 if self._signed_by(keys, kid, algorithm, token):

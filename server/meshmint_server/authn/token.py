@@ -20,7 +20,7 @@ __all__ = [
     "MAX_TOKEN_BYTES",
     "Json",
     "ParsedToken",
-    "digest_of",
+    "digest_if_sound",
     "parse_json_object",
     "parse_token",
 ]
@@ -56,24 +56,24 @@ class ParsedToken:
         return f"ParsedToken(digest={self.digest.hex()[:12]})"
 
 
-def digest_of(token: str) -> bytes:
-    """The SHA-256 under which a token is remembered.
+def digest_if_sound(token: str | None) -> bytes | None:
+    """The SHA-256 under which a token is remembered; None if it cannot be one."""
+    if token and len(token) <= MAX_TOKEN_BYTES and token.isascii():
+        return hashlib.sha256(token.encode("ascii")).digest()
+    return None
 
-    Raises:
-        Unauthenticated: There is no token, it is over 16 KiB, or not ASCII.
-    """
+
+def _unsound(token: str) -> Exception:
     if not token:
-        raise refuse(
+        return refuse(
             Refusal.CREDENTIAL_MISSING,
             "no credential: send a token in the metadata 'authorization: Bearer <token>'",
         )
     if len(token) > MAX_TOKEN_BYTES:
-        raise refuse(
+        return refuse(
             Refusal.CREDENTIAL_MALFORMED, f"the token is over {MAX_TOKEN_BYTES} bytes long"
         )
-    if not token.isascii():
-        raise refuse(Refusal.CREDENTIAL_MALFORMED, "the token is not a JWT: it is not ASCII text")
-    return hashlib.sha256(token.encode("ascii")).digest()
+    return refuse(Refusal.CREDENTIAL_MALFORMED, "the token is not a JWT: it is not ASCII text")
 
 
 def parse_token(token: str, digest: bytes | None = None) -> ParsedToken:
@@ -81,13 +81,14 @@ def parse_token(token: str, digest: bytes | None = None) -> ParsedToken:
 
     Args:
         token: The token, without "Bearer ".
-        digest: Its digest, where it is already known.
+        digest: What `digest_if_sound` gave for it, where it was asked already.
 
     Raises:
-        Unauthenticated: It is not a JWT.
+        Unauthenticated: There is none, it is over 16 KiB, or not a JWT.
     """
+    digest = digest or digest_if_sound(token)
     if digest is None:
-        digest = digest_of(token)
+        raise _unsound(token)
     parts = _COMPACT.fullmatch(token)
     if parts is None:
         raise refuse(

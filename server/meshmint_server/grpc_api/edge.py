@@ -88,8 +88,9 @@ class Call:
             VerifierUnavailable: It cannot be checked at present.
         """
         try:
-            async with self.deadline.limit():
-                return await self.edge.authenticators.authenticate(self.token)
+            return await self.edge.authenticators.authenticate(
+                self.token, within=self.deadline.limit
+            )
         except MeshmintError as error:
             self.edge.audit.refused(self.origin, error)
             raise

@@ -26,9 +26,10 @@ ADMIN_SERVICE = admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"].fu
 
 # A CSR of RSA-8192 with a thousand names stays well below.
 MAX_MESSAGE_BYTES = 1024 * 1024
-# An oversized token is answered with UNAUTHENTICATED and what to do, instead of
-# a transport error that nobody understands: so it must get as far as our code.
-MAX_METADATA_BYTES = 2 * 1024 * 1024
+# Four times the largest token, so that one somewhat too large gets as far as our code and is
+# answered with what to do. Anybody may send metadata, and all of it is held until the call
+# is answered: what is larger, gRPC itself refuses with RESOURCE_EXHAUSTED and does not keep.
+MAX_METADATA_BYTES = 64 * 1024
 MAX_STREAMS_PER_CONNECTION = 256
 
 
