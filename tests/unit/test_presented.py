@@ -89,17 +89,39 @@ def test_anything_but_one_certificate_is_refused(text: str, problem: str) -> Non
     assert [violation.field for violation in caught.value.violations] == ["certificate"]
 
 
+def der_value(tag: int, content: bytes) -> bytes:
+    size = len(content)
+    octets = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return (
+        bytes([tag])
+        + (bytes([size]) if size < 128 else bytes([128 | len(octets)]) + octets)
+        + (content)
+    )
+
+
+def with_serial(serial: bytes) -> bytes:
+    """LEAF with another serial number, two's complement; the signature does not hold any more."""
+    signed = LEAF.tbs_certificate_bytes
+    rest = to_der(LEAF).partition(signed)[2]
+    inner = signed[signed.index(b"\xa0\x03\x02\x01\x02") :]  # begins with the version
+    sound = b"\x02\x14" + LEAF.serial_number.to_bytes(20, "big")
+    assert inner.count(sound) == 1
+    return der_value(0x30, der_value(0x30, inner.replace(sound, der_value(0x02, serial))) + rest)
+
+
 @pytest.mark.parametrize("serial", [0, -5])
 def test_a_serial_number_that_is_not_positive_is_refused(serial: int) -> None:
-    der = to_der(LEAF)
-    sound = b"\x02\x14" + LEAF.serial_number.to_bytes(20, "big")
-    der = der.replace(sound, b"\x02\x01" + serial.to_bytes(1, "big", signed=True), 1)
-    # 19 bytes less in the certificate, and in what is signed of it.
-    assert (der[1], der[5]) == (0x82, 0x81)
-    length = int.from_bytes(der[2:4], "big") - 19
-    der = der[:2] + length.to_bytes(2, "big") + der[4:6] + bytes([der[6] - 19]) + der[7:]
     with pytest.raises(InvalidRequest, match="serial number is not positive"):
-        read_certificate(armour(der))
+        read_certificate(armour(with_serial(serial.to_bytes(1, "big", signed=True))))
+
+
+def test_a_serial_number_that_would_fill_the_log_is_refused() -> None:
+    # As long as one that is given by itself may be, and not a digit more.
+    longest = read_certificate(armour(with_serial(b"\0" + b"\xff" * 32)))
+    assert longest.serial_number == (1 << 256) - 1
+    for octets in (b"\x01" + bytes(32), b"\x7f" * 300_000):
+        with pytest.raises(InvalidRequest, match="serial number is longer than 32 octets"):
+            read_certificate(armour(with_serial(octets)))
 
 
 @given(mutated())

@@ -19,6 +19,8 @@ __all__ = ["find_signer", "read_certificate"]
 
 # With 1,000 of the longest DNS names, the most that a role grants, it has half of that.
 MAX_BYTES = 512 * 1024
+# What a serial number that is given by itself may have; RFC 5280 section 4.1.2.2 has 20.
+_MOST_SERIAL_OCTETS = 32
 _LABELS = frozenset({"CERTIFICATE"})
 # What cryptography raises at bytes that are not what they should be.
 _MALFORMED = (ValueError, TypeError, OverflowError, x509.InvalidVersion)
@@ -44,6 +46,9 @@ def read_certificate(pem: str) -> x509.Certificate:
         raise _malformed("it is no X.509 certificate, or is cut short") from None
     if serial_number <= 0:
         raise _malformed("its serial number is not positive (RFC 5280 section 4.1.2.2)")
+    if serial_number.bit_length() > 8 * _MOST_SERIAL_OCTETS:
+        # It goes into the log of who is refused, whoever made it up.
+        raise _malformed(f"its serial number is longer than {_MOST_SERIAL_OCTETS} octets")
     return certificate
 
 
