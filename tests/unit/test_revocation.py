@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 )
 from meshmint_server.audit import AuditLog, Origin
 from meshmint_server.authority import Issuer
+from meshmint_server.authority.ocsp import RESPONDER_ROLE
 from meshmint_server.errors import (
     InvalidRequest,
     IssuerNotReady,
@@ -170,14 +171,17 @@ async def test_a_stranger_cannot_tell_a_foreign_certificate_from_none(
     assert await world.store.get_revocation(serial) is None
 
 
-async def test_the_services_own_certificate_is_nobodys_but_the_administrators(
-    world: World,
+@pytest.mark.parametrize(
+    ("role", "subject"),
+    [("meshmint-server", "meshmint-server"), (RESPONDER_ROLE, RESPONDER_ROLE)],
+)
+async def test_the_services_own_certificates_are_nobodys_but_the_administrators(
+    world: World, role: str, subject: str
 ) -> None:
-    serial = await world.recorded(
-        role="meshmint-server", authenticator="meshmint", caller="meshmint-server"
-    )
+    serial = await world.recorded(role=role, authenticator="meshmint", caller=subject)
+    # Whoever has named an authenticator like that.
     with pytest.raises(PermissionDenied):
-        await world.revoke(caller("meshmint-server", "meshmint"), serial)
+        await world.revoke(caller(subject, "meshmint"), serial)
     assert not (await world.revoke(ADMIN, serial)).already_revoked
 
 

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from meshmint_server import telemetry
 from meshmint_server.audit import AuditLog, Origin, utc_text
 from meshmint_server.authority import Issuer, IssuerBook, shard_of
+from meshmint_server.authority.ocsp import RESPONDER_ROLE
 from meshmint_server.errors import (
     InvalidRequest,
     IssuerNotReady,
@@ -36,6 +37,9 @@ from meshmint_server.policy import Caller
 from meshmint_server.store import RecordRow, RevocationRow, Store
 
 __all__ = ["RevocationRequest", "Revoked", "Revoker"]
+
+# Of certificates that no caller was issued, whatever an authenticator is named.
+_OWN_ROLES = frozenset({SERVICE_ROLE, RESPONDER_ROLE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,10 +257,10 @@ def _check_proof(request: RevocationRequest) -> None:
 
 
 def _check_ownership(caller: Caller, record: RecordRow | None) -> None:
-    """Whether the certificate was issued to the caller; the service's own is nobody's."""
+    """Whether the certificate was issued to the caller; the service's own are nobody's."""
     if (
         record is not None
-        and record.role != SERVICE_ROLE
+        and record.role not in _OWN_ROLES
         and (record.authenticator, record.caller) == (caller.authenticator, caller.subject)
     ):
         return
