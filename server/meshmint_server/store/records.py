@@ -11,7 +11,7 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, bindparam, func, insert, literal, select, tuple_
@@ -123,10 +123,13 @@ class RecordList:
         self._size = bounded_page_size(page_size)
         self.scope = "records " + json.dumps(asdict(chosen), default=datetime.isoformat)
         self._after: tuple[datetime, int] | None = None
+        # Bounds the walk for the index; exclusive, as the others are.
+        self._made_before: datetime | None = None
         if page_token:
             try:
                 created_at, sequence = _POSITION.unpack(decode_page_token(self.scope, page_token))
                 self._after = from_microseconds(created_at), sequence
+                self._made_before = from_microseconds(created_at + 1)
             except (struct.error, OverflowError):
                 raise bad_page_token() from None
 
@@ -190,9 +193,8 @@ class RecordList:
             yield created_at >= chosen.created_from
         # What has expired by then was made before then, too. One bound, the tightest: the
         # index starts there, and SQLite would take any of them.
-        before = [at for at in (chosen.created_before, chosen.expires_before) if at is not None]
-        if self._after is not None:
-            before.append(self._after[0] + timedelta(microseconds=1))
+        bounds = (chosen.created_before, chosen.expires_before, self._made_before)
+        before = [at for at in bounds if at is not None]
         if before:
             yield created_at < min(before)
         if chosen.expires_from is not None:
