@@ -185,13 +185,15 @@ async def put_crl(
     this_update: datetime,
     number: int,
     kind: CrlKind = CrlKind.FULL,
+    *,
     shard: int = 0,
+    through: int = 10**6,
 ) -> None:
     assert await store.put_crl(
         CrlRow(
             issuer="mesh-1", shard=shard, kind=kind, number=number,
             base_number=1 if kind is CrlKind.DELTA else None, this_update=this_update,
-            next_update=this_update + DAY, through=10**6, entries=0, document=b"crl",
+            next_update=this_update + DAY, through=through, entries=0, document=b"crl",
         )
     )  # fmt: skip
 
@@ -225,6 +227,23 @@ async def test_a_revocation_goes_once_a_full_crl_of_its_shard_came_after_the_exp
     await put_crl(store, NOW, 2, shard=1)
     await make_pass(store)
     assert await are_kept() == [False, False, True]
+
+
+async def test_a_revocation_that_came_after_the_expiry_stays_until_a_full_crl_tells(
+    store: Store,
+) -> None:
+    # A replica whose clock is behind takes it although it has expired.
+    await store.put_issuer(issuer_row(state=IssuerState.ACTIVE))
+    row = expiring(NOW - KEEP - HOUR)
+    await revoke(store, expiring(NOW + DAY))
+    before = await store.latest_revocation()
+    await put_crl(store, NOW - HOUR, 1, through=before)
+    await revoke(store, row)
+    await make_pass(store)
+    assert await store.get_revocation(row.serial_number) is not None
+    await put_crl(store, NOW - HOUR, 2, through=before + 1)
+    await make_pass(store)
+    assert await store.get_revocation(row.serial_number) is None
 
 
 async def test_revocations_of_an_issuer_that_is_gone_need_no_crl(store: Store) -> None:

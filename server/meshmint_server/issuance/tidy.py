@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from meshmint_server import telemetry
-from meshmint_server.store import CrlKind, Store
+from meshmint_server.store import CrlKind, CrlRow, ExpiredRevocation, Store
 
 __all__ = ["Tidy"]
 
@@ -110,8 +110,8 @@ class Tidy:
     async def _tidy_revocations(self, cutoff: datetime) -> int:
         _, issuers = await self._store.load_issuers()
         published = {issuer.name for issuer in issuers if issuer.state.is_published}
-        told = {
-            (crl.issuer, crl.shard): crl.this_update
+        full = {
+            (crl.issuer, crl.shard): crl
             for crl in await self._store.list_crls()
             if crl.kind is CrlKind.FULL
         }
@@ -119,19 +119,31 @@ class Tidy:
         deleted = 0
         while True:
             part = await self._store.expired_revocations(cutoff, position, _PART)
-            # A revoked certificate stands in one CRL that was made after its expiry (RFC 5280
-            # section 3.3). An issuer that is not published has no CRLs any more.
+            # An issuer that is not published has no CRLs any more.
             done = [
                 revocation.sequence
                 for revocation in part
                 if revocation.shard[0] not in published
-                or ((at := told.get(revocation.shard)) is not None and at > revocation.not_after)
+                or _was_told(revocation, full.get(revocation.shard))
             ]
             await _delete(self._store.delete_revocations, done, "revocation")
             deleted += len(done)
             if len(part) < _PART:
                 return deleted
             position = part[-1].position
+
+
+def _was_told(revocation: ExpiredRevocation, newest: CrlRow | None) -> bool:
+    """Whether it stood in a full CRL that was made after the expiry (RFC 5280 section 3.3).
+
+    The clock of a replica may be behind and have it revoked after all that; so it counts,
+    too, how far the newest full CRL has read.
+    """
+    return (
+        newest is not None
+        and newest.this_update > revocation.not_after
+        and newest.through >= revocation.sequence
+    )
 
 
 async def _delete(

@@ -1,6 +1,7 @@
 """What outlives a process: records, roles and issuers, in SQLite or PostgreSQL."""
 
 from meshmint_server.store.database import TimeLimits
+from meshmint_server.store.expired import ExpiredRevocation
 from meshmint_server.store.leadership import Leadership
 from meshmint_server.store.migrate import SchemaState
 from meshmint_server.store.records import normal_serial_number
@@ -23,6 +24,7 @@ from meshmint_server.store.url import InvalidStoreUrl, parse_store_url
 __all__ = [
     "CrlKind",
     "CrlRow",
+    "ExpiredRevocation",
     "FederatedBundleRow",
     "InvalidStoreUrl",
     "IssuerRow",
