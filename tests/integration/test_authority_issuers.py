@@ -1,5 +1,6 @@
 """The issuers as a worker sees them: following the store, whatever the keys do."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -98,6 +99,35 @@ async def test_an_imported_issuer_signs_after_the_next_refresh(
     assert algorithm.is_valid(
         issuer.key.public_key, await issuer.key.sign(b"data", algorithm), b"data"
     )
+
+
+async def test_whoever_misses_an_issuer_finds_it_and_many_share_one_look(
+    book: IssuerBook, store: Store, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch
+):
+    await book.refresh()
+    await _add(store, keyring, "mesh-1")
+    looks = 0
+    ask = store.issuers_revision
+
+    async def counted() -> int:
+        nonlocal looks
+        looks += 1
+        return await ask()
+
+    monkeypatch.setattr(store, "issuers_revision", counted)
+
+    async def miss() -> str:
+        await book.look_again()
+        return book.get("mesh-1").name
+
+    first = asyncio.create_task(miss())
+    others = [asyncio.create_task(miss()) for _ in range(50)]
+    await asyncio.sleep(0)
+    first.cancel()  # the one that asked first hangs up
+    assert await asyncio.gather(*others) == ["mesh-1"] * 50
+    assert looks == 1
+    await book.look_again()
+    assert looks == 2
 
 
 async def test_only_the_active_issuer_signs_and_all_are_published(

@@ -53,10 +53,14 @@ ADMIN, CART, EVE = caller("admin"), caller("cart"), caller("eve")
 
 
 class Issuers:
-    """Issuers that are published."""
+    """Issuers that are published, and what another replica has published a moment ago."""
 
     def __init__(self, *issuers: Issuer) -> None:
         self._issuers = {issuer.name: issuer for issuer in issuers}
+        self.unseen: list[Issuer] = []
+
+    async def look_again(self) -> None:
+        self._issuers |= {issuer.name: issuer for issuer in self.unseen}
 
     def published(self) -> tuple[Issuer, ...]:
         return tuple(self._issuers.values())
@@ -288,6 +292,23 @@ async def test_nothing_is_revoked_for_an_issuer_that_is_gone(world: World) -> No
     with pytest.raises(PreconditionFailed) as caught:
         await world.revoke(ADMIN, serial)
     assert caught.value.reason == "ISSUER_NOT_PUBLISHED"
+
+
+async def test_an_issuer_that_another_replica_published_a_moment_ago_is_known(
+    world: World,
+) -> None:
+    for who in (ADMIN, CART, None):
+        authority, key = make_root(), ec.generate_private_key(ec.SECP256R1())
+        for by_serial in (True, False) if who else (False,):
+            world.revoker._issuers = issuers = Issuers()  # type: ignore[assignment]
+            issuers.unseen = [make_issuer(authority, "new")]
+            leaf = make_leaf(authority, key)
+            serial = await world.recorded(leaf, issuer="new")
+            proof = (
+                b"" if who else key.sign(statement(leaf, COMPROMISED), ec.ECDSA(hashes.SHA256()))
+            )
+            revoked = await world.revoke(who, serial if by_serial else leaf, proof=proof)
+            assert revoked.revocation.issuer == "new"
 
 
 Sign = Callable[[bytes], bytes]

@@ -37,6 +37,9 @@ __all__ = ["Issuer", "IssuerBook"]
 
 _log = structlog.get_logger(__name__)
 
+# Before a look that somebody asked for: strangers may ask, and the store is not theirs.
+_LOOK_SECONDS = 0.1
+
 
 @dataclass(frozen=True)
 class Issuer:
@@ -102,6 +105,7 @@ class IssuerBook:
         self._keys: dict[tuple[str, bytes], SigningKey] = {}
         self._complaints: frozenset[tuple[str, str]] = frozenset()
         self._refreshing = asyncio.Lock()
+        self._look: asyncio.Task[None] | None = None
 
     async def refresh(self) -> None:
         """Reads the issuers again if they have changed, or if a key did not answer.
@@ -110,41 +114,62 @@ class IssuerBook:
             StoreUnavailable: The database does not answer; what was known stays.
         """
         async with self._refreshing:
-            if await self._store.issuers_revision() == self._revision:
-                return
-            revision, rows = await self._store.load_issuers()
-            sequence = revision
-            issuers: dict[str, Issuer] = {}
-            complaints: set[tuple[str, str]] = set()
-            keys: dict[tuple[str, bytes], SigningKey] = {}
-            for row in rows:
-                if row.certificate is None or not row.state.is_published:
-                    continue
-                key, complaint = await self._open(row)
-                keys[row.key_uri, row.public_key] = key
-                if complaint is not None:
-                    complaints.add((row.name, complaint))
-                    revision = -1  # look again: a retired one signs CRLs, too
-                try:
-                    issuers[row.name] = _issuer(row, row.certificate, key, self._publication)
-                except (ValueError, x509.ExtensionNotFound):
-                    # Nothing that was imported here; others must not suffer for it.
-                    complaints.add((row.name, "ISSUER_UNREADABLE"))
-            for name, reason in complaints - self._complaints:
-                _log.warning("authority.issuer_impaired", issuer=name, reason=reason)
-            self._complaints = frozenset(complaints)
-            self._keys = {
-                place: key for place, key in keys.items() if not isinstance(key, _AbsentKey)
-            }
-            issuers = _with_trust_bundle(issuers)
-            self._issuers = MappingProxyType(issuers)
-            self._active = next(
-                (one for one in issuers.values() if one.state is IssuerState.ACTIVE), None
-            )
-            self._revision = revision
-            if sequence != self._sequence:
-                self._sequence = sequence
-                self.wake()
+            await self._refresh()
+
+    async def look_again(self) -> None:
+        """Refreshes for whoever misses an issuer: another replica may just have published it.
+
+        Anybody may ask, with whatever name: a look begins a moment after it was asked for,
+        and all who ask until then share it.
+
+        Raises:
+            StoreUnavailable: The database does not answer; what was known stays.
+        """
+        if self._look is None:
+            self._look = asyncio.create_task(self._look_soon(), name="issuers-look")
+        # Shielded: the first one that asks may hang up.
+        await asyncio.shield(self._look)
+
+    async def _look_soon(self) -> None:
+        await asyncio.sleep(_LOOK_SECONDS)
+        async with self._refreshing:
+            self._look = None  # whoever asks from here on has the next one
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        if await self._store.issuers_revision() == self._revision:
+            return
+        revision, rows = await self._store.load_issuers()
+        sequence = revision
+        issuers: dict[str, Issuer] = {}
+        complaints: set[tuple[str, str]] = set()
+        keys: dict[tuple[str, bytes], SigningKey] = {}
+        for row in rows:
+            if row.certificate is None or not row.state.is_published:
+                continue
+            key, complaint = await self._open(row)
+            keys[row.key_uri, row.public_key] = key
+            if complaint is not None:
+                complaints.add((row.name, complaint))
+                revision = -1  # look again: a retired one signs CRLs, too
+            try:
+                issuers[row.name] = _issuer(row, row.certificate, key, self._publication)
+            except (ValueError, x509.ExtensionNotFound):
+                # Nothing that was imported here; others must not suffer for it.
+                complaints.add((row.name, "ISSUER_UNREADABLE"))
+        for name, reason in complaints - self._complaints:
+            _log.warning("authority.issuer_impaired", issuer=name, reason=reason)
+        self._complaints = frozenset(complaints)
+        self._keys = {place: key for place, key in keys.items() if not isinstance(key, _AbsentKey)}
+        issuers = _with_trust_bundle(issuers)
+        self._issuers = MappingProxyType(issuers)
+        self._active = next(
+            (one for one in issuers.values() if one.state is IssuerState.ACTIVE), None
+        )
+        self._revision = revision
+        if sequence != self._sequence:
+            self._sequence = sequence
+            self.wake()
 
     @property
     def revision(self) -> int:

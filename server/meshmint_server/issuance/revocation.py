@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -131,11 +132,11 @@ class Revoker:
     async def _revoke(
         self, caller: Caller | None, request: RevocationRequest, origin: Origin
     ) -> Revoked:
-        # In this order: a stranger's request costs one check of a signature, with the key of
-        # an issuer of ours, and reaches the store only if its proof holds.
+        # In this order: a stranger's request costs a check of a signature, with the key of an
+        # issuer of ours, and has something looked up in the store only if its proof holds.
         signer = None
         if request.certificate is not None:
-            signer = find_signer(request.certificate, self._issuers.published())
+            signer = await self._signer(request.certificate)
         if caller is None:
             _check_proof(request)
         record = await self._store.get_record(request.serial_number)
@@ -144,7 +145,7 @@ class Revoker:
         _check_same(request.certificate, record)
         first = await self._store.get_revocation(request.serial_number)
         if first is None:
-            row = self._row(caller, request, origin, record, signer)
+            row = await self._row(caller, request, origin, record, signer)
             # Shielded: a client that hangs up now must not leave a revocation without its
             # line in the log.
             return await asyncio.shield(self._write_down(row, origin))
@@ -156,7 +157,14 @@ class Revoker:
             )
         return self._granted(_by(caller), first, origin, already_revoked=True)
 
-    def _row(
+    async def _signer(self, certificate: x509.Certificate) -> Issuer:
+        try:
+            return find_signer(certificate, self._issuers.published())
+        except NotFound:
+            await self._issuers.look_again()
+            return find_signer(certificate, self._issuers.published())
+
+    async def _row(
         self,
         caller: Caller | None,
         request: RevocationRequest,
@@ -168,7 +176,7 @@ class Revoker:
         if request.certificate is not None and signer is not None:
             issuer, not_after = signer, request.certificate.not_valid_after_utc
         elif record is not None:
-            issuer, not_after = self._issuer(record.issuer), record.not_after
+            issuer, not_after = await self._issuer(record.issuer), record.not_after
         else:
             raise NotFound(
                 "There is no record of that serial number. Certificates of roles with no_store "
@@ -194,7 +202,10 @@ class Revoker:
             request_id=origin.request_id,
         )
 
-    def _issuer(self, name: str) -> Issuer:
+    async def _issuer(self, name: str) -> Issuer:
+        with suppress(IssuerNotReady):
+            return self._issuers.get(name)
+        await self._issuers.look_again()
         try:
             return self._issuers.get(name)
         except IssuerNotReady:
