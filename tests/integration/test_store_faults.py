@@ -14,7 +14,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from meshmint_server.errors import StoreUnavailable
 from meshmint_server.store import RecordFilter, RoleRow, Store, TimeLimits
+from meshmint_server.store.database import Database, RowRefused
 from meshmint_server.store.schema import metadata
+from meshmint_server.store.url import parse_store_url
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from support.postgres import PostgresServer
@@ -145,6 +147,54 @@ async def test_a_locked_sqlite_file_is_unavailable_to_writers_alone(tmp_path: Pa
     holder.close()
     await store.record(record_row())
     await store.close()
+
+
+async def test_a_transaction_that_cannot_be_committed_leaves_nothing_to_the_next(tmp_path: Path):
+    # SQLite keeps a transaction open whose commit was refused, and the pool has one connection.
+    database = Database(parse_store_url(f"sqlite:///{tmp_path}/a.db"), TimeLimits(), pool_size=1)
+
+    async def prepare(connection: AsyncConnection) -> None:
+        await connection.exec_driver_sql("CREATE TABLE above (id INTEGER PRIMARY KEY)")
+        await connection.exec_driver_sql(
+            "CREATE TABLE below (id INTEGER REFERENCES above DEFERRABLE INITIALLY DEFERRED)"
+        )
+
+    async def refused(connection: AsyncConnection) -> None:
+        await connection.exec_driver_sql("INSERT INTO below VALUES (1)")
+
+    async def count(connection: AsyncConnection) -> object:
+        return (await connection.exec_driver_sql("SELECT count(*) FROM below")).scalar_one()
+
+    await database.run(prepare, writes=True)
+    for _ in range(2):
+        with pytest.raises(RowRefused):
+            await database.run(refused, writes=True)
+        assert await database.run(count) == 0
+    await database.close()
+
+
+async def test_a_writer_that_was_cancelled_while_it_waits_takes_no_lock_later(tmp_path: Path):
+    path = tmp_path / "a.db"
+    database = Database(parse_store_url(f"sqlite:///{path}"), TimeLimits(), pool_size=1)
+    holder = sqlite3.connect(path, isolation_level=None, timeout=0)
+
+    async def nothing(_: AsyncConnection) -> None:
+        return
+
+    for _ in range(5):
+        holder.execute("BEGIN IMMEDIATE")
+        writer = asyncio.create_task(database.run(nothing, writes=True))
+        await asyncio.sleep(0.1)  # its BEGIN waits for the lock
+        writer.cancel()
+        await asyncio.sleep(0.01)
+        holder.execute("ROLLBACK")
+        with pytest.raises(asyncio.CancelledError):
+            await writer
+        await database.run(nothing)  # with the same connection
+        holder.execute("BEGIN IMMEDIATE")
+        holder.execute("ROLLBACK")
+    holder.close()
+    await database.close()
 
 
 async def test_a_lock_in_postgresql_is_not_waited_for_for_ever(postgres_url: str):

@@ -40,6 +40,7 @@ _FAULTS = (
     OSError,  # refused, reset, no such socket; TimeoutError is one too
 )
 _WRITES = "meshmint_writes"
+_COMMITTED = "meshmint_committed"
 # How often SQLite asks whether the statement's time is over, in its own steps.
 _SQLITE_STEPS = 20_000
 
@@ -183,6 +184,7 @@ async def _attempt(engine: AsyncEngine, work: Work[T]) -> T:
                 raise _Stale from fault
             raise
         await transaction.commit()
+        connection.sync_connection.info[_COMMITTED] = True  # type: ignore[union-attr]
         return result
 
 
@@ -243,6 +245,7 @@ def _sqlite_engine(url: SqliteUrl, limits: TimeLimits, pool_size: int) -> AsyncE
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=limits.connect,
+        pool_reset_on_return=None,  # see `reset`
         hide_parameters=True,
     )
 
@@ -275,7 +278,17 @@ def _sqlite_engine(url: SqliteUrl, limits: TimeLimits, pool_size: int) -> AsyncE
             milliseconds = int(limits.migration * 1000)
             connection.exec_driver_sql(f"PRAGMA busy_timeout={milliseconds}")
         # A deferred transaction that turns into a writer fails instead of waiting.
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(_WRITES) else "BEGIN")
+        statement = "BEGIN IMMEDIATE" if options.get(_WRITES) else "BEGIN"
+        # Each step on a cursor is a way to the connection's thread and back; this is one.
+        dbapi_connection: Any = connection.connection.dbapi_connection
+        dbapi_connection.run_async(lambda raw: raw.execute_fetchall(statement))
+
+    @event.listens_for(engine.sync_engine, "reset")
+    def reset(dbapi_connection: Any, record: Any, _state: Any) -> None:
+        # What the pool does by itself, but not behind a commit. Whether a transaction is open
+        # cannot be asked: its BEGIN may still be on the way, of someone who was cancelled.
+        if not record.info.pop(_COMMITTED, False):
+            dbapi_connection.rollback()
 
     @event.listens_for(engine.sync_engine, "before_cursor_execute")
     def start_clock(connection: Connection, *_: Any) -> None:
