@@ -180,13 +180,13 @@ class Administration:
     ) -> KnownCertificate:
         """The record of one certificate."""
         self._gate.require_admin(caller, origin)
-        row = await self._store.get_record(serial_number)
+        row, revocation = await self._store.look_up(serial_number)
         if row is None:
             raise NotFound(
                 "There is no record of that serial number. Certificates of roles with no_store "
                 "are not recorded."
             )
-        return KnownCertificate(row, await self._store.get_revocation(row.serial_number))
+        return KnownCertificate(row, revocation)
 
     async def list_records(
         self,

@@ -139,11 +139,10 @@ class Revoker:
             signer = await self._signer(request.certificate)
         if caller is None:
             _check_proof(request)
-        record = await self._store.get_record(request.serial_number)
+        record, first = await self._store.look_up(request.serial_number)
         if caller is not None and not self._admins.include(caller):
             _check_ownership(caller, record)
         _check_same(request.certificate, record)
-        first = await self._store.get_revocation(request.serial_number)
         if first is None:
             row = await self._row(caller, request, origin, record, signer)
             # Shielded: a client that hangs up now must not leave a revocation without its

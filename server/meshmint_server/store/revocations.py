@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, delete, func, insert, select, text, update
+from sqlalchemy import Row, bindparam, delete, exists, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meshmint_server.store.configured import advance
@@ -38,6 +38,14 @@ _SEEN = (
     revocations.c.revoked_at,
     revocations.c.reason,
 )
+_WRITTEN = tuple(column.name for column in revocations.c if column.name != "sequence")
+# One statement, for what is almost always the first revocation of a certificate.
+_REVOKE = insert(revocations).from_select(
+    _WRITTEN,
+    select(*(bindparam(f"new_{name}", type_=revocations.c[name].type) for name in _WRITTEN)).where(
+        ~exists().where(revocations.c.serial_number == bindparam("new_serial_number"))
+    ),
+)
 _STATE = [column for column in crls.c if column.name != "document"]
 
 
@@ -46,23 +54,13 @@ async def write_revocation(connection: AsyncConnection, row: RevocationRow) -> R
     if connection.dialect.name == "postgresql":
         # Until the commit. SQLite has one writer at a time anyway.
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-    found = await fetch_revocation(connection, row.serial_number)
-    if found is not None:
-        return found
-    await connection.execute(
-        insert(revocations).values(
-            serial_number=row.serial_number,
-            issuer=row.issuer,
-            shard=row.shard,
-            reason=row.reason,
-            revoked_at=row.revoked_at,
-            not_after=row.not_after,
-            authenticator=row.authenticator,
-            caller=row.caller,
-            request_id=row.request_id,
-        )
+    written = await connection.execute(
+        _REVOKE, {f"new_{name}": getattr(row, name) for name in _WRITTEN}
     )
-    return row
+    if written.rowcount == 1:
+        return row
+    statement = select(revocations).where(revocations.c.serial_number == row.serial_number)
+    return _revocation((await connection.execute(statement)).one())
 
 
 async def fetch_revocation(connection: AsyncConnection, serial_number: str) -> RevocationRow | None:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TypeVar
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from meshmint_server.errors import StoreUnavailable
 from meshmint_server.store import configured, expired, federated, inspection, revocations
 from meshmint_server.store.database import Database, RowRefused, TimeLimits, Work
@@ -151,6 +153,24 @@ class Store:
         """
         plain = normal_serial_number(serial_number)
         return await self.database.run(lambda connection: fetch_record(connection, plain))
+
+    async def look_up(self, serial_number: str) -> tuple[RecordRow | None, RevocationRow | None]:
+        """The record of a certificate and its revocation, in one transaction; as `get_record`.
+
+        Raises:
+            InvalidRequest: It is not hexadecimal.
+        """
+        plain = normal_serial_number(serial_number)
+
+        async def work(
+            connection: AsyncConnection,
+        ) -> tuple[RecordRow | None, RevocationRow | None]:
+            # In this order: of what is tidied meanwhile the record goes first, and one
+            # without its revocation would pass for a good certificate.
+            revocation = await revocations.fetch_revocation(connection, plain)
+            return await fetch_record(connection, plain), revocation
+
+        return await self.database.run(work)
 
     async def list_records(
         self, chosen: RecordFilter, page_size: int = 0, page_token: str = ""
