@@ -434,6 +434,30 @@ async def test_a_caller_that_hangs_up_leaves_a_revocation_with_its_line(world: W
     assert lines[0]["event"] == "certificate revoked"
 
 
+async def test_a_flood_leaves_the_store_to_those_who_issue(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serials = [await world.recorded() for _ in range(12)]
+    busy = most = 0
+    look_up = world.store.look_up
+
+    async def counted(serial: str) -> Any:
+        nonlocal busy, most
+        busy += 1
+        most = max(most, busy)
+        try:
+            await asyncio.sleep(0)
+            return await look_up(serial)
+        finally:
+            busy -= 1
+
+    monkeypatch.setattr(world.store, "look_up", counted)
+    answers = await asyncio.gather(*(world.revoke(ADMIN, serial) for serial in serials))
+    assert not any(answer.already_revoked for answer in answers)
+    # Of five connections; the most that ever wait for the lock of a writer, too.
+    assert most == 2
+
+
 async def test_a_store_that_is_gone_revokes_nothing_and_says_so(world: World) -> None:
     leaf = make_leaf(world.authority)
     unreachable = Store.open("postgresql://nobody@127.0.0.1:1/none")

@@ -6,7 +6,6 @@ may not revoke a certificate is not told whether there is one.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,11 +33,15 @@ from meshmint_server.issuance.possession import holds
 from meshmint_server.issuance.presented import find_signer
 from meshmint_server.issuance.reasons import RevocationReason
 from meshmint_server.issuance.service_certificate import SERVICE_ROLE
+from meshmint_server.issuance.turns import Turns
 from meshmint_server.policy import Caller
 from meshmint_server.store import RecordRow, RevocationRow, Store
 
 __all__ = ["RevocationRequest", "Revoked", "Revoker"]
 
+# Of the store's few connections to the database the others are for those who issue.
+_AT_ONCE = 2
+_MOST_WAITING = 1000
 # Of certificates that no caller was issued, whatever an authenticator is named.
 _OWN_ROLES = frozenset({SERVICE_ROLE, RESPONDER_ROLE})
 
@@ -93,6 +96,7 @@ class Revoker:
         self._issuers = issuers
         self._audit = audit
         self._clock = clock
+        self._turns = Turns(_AT_ONCE, _MOST_WAITING)
 
     async def revoke(
         self, caller: Caller | None, read: Callable[[], RevocationRequest], origin: Origin
@@ -112,6 +116,7 @@ class Revoker:
             InvalidRequest: The request is malformed, or about the certificate of a CA.
             NotFound: There is no such certificate, for those who may know.
             PreconditionFailed: It has expired, or its issuer is not published any more.
+            Overloaded: Too many revocations are waiting.
         """
         request: RevocationRequest | None = None
         try:
@@ -139,15 +144,26 @@ class Revoker:
             signer = await self._signer(request.certificate)
         if caller is None:
             _check_proof(request)
+        return await self._turns.run(lambda: self._settle(caller, request, origin, signer))
+
+    async def _settle(
+        self,
+        caller: Caller | None,
+        request: RevocationRequest,
+        origin: Origin,
+        signer: Issuer | None,
+    ) -> Revoked:
+        """Decides by what is on record, and writes the row; once begun, it is ended.
+
+        A client that hangs up now must not leave a revocation without its line in the log.
+        """
         record, first = await self._store.look_up(request.serial_number)
         if caller is not None and not self._admins.include(caller):
             _check_ownership(caller, record)
         _check_same(request.certificate, record)
         if first is None:
             row = await self._row(caller, request, origin, record, signer)
-            # Shielded: a client that hangs up now must not leave a revocation without its
-            # line in the log.
-            return await asyncio.shield(self._write_down(row, origin))
+            return await self._write_down(row, origin)
         if signer is not None and first.issuer != signer.name:
             raise PreconditionFailed(
                 f"A certificate of the issuer {first.issuer!r} with the same serial number is "
@@ -172,10 +188,11 @@ class Revoker:
         signer: Issuer | None,
     ) -> RevocationRow:
         """The revocation to write, of a certificate that was presented or is on record."""
+        issuer: Issuer | str
         if request.certificate is not None and signer is not None:
             issuer, not_after = signer, request.certificate.not_valid_after_utc
         elif record is not None:
-            issuer, not_after = await self._issuer(record.issuer), record.not_after
+            issuer, not_after = record.issuer, record.not_after
         else:
             raise NotFound(
                 "There is no record of that serial number. Certificates of roles with no_store "
@@ -188,6 +205,8 @@ class Revoker:
                 "and no CRL lists it.",
                 reason="CERTIFICATE_EXPIRED",
             )
+        if isinstance(issuer, str):
+            issuer = await self._issuer(issuer)
         by = _by(caller)
         return RevocationRow(
             serial_number=request.serial_number,
