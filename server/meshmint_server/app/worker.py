@@ -50,6 +50,7 @@ from meshmint_server.issuance import (
     Administrators,
     IssuerAdministration,
     Mint,
+    Naming,
     ReadinessProbe,
     ResponderCertificates,
     Revoker,
@@ -74,6 +75,7 @@ FORGET_SECONDS = 60.0
 CRL_SECONDS = 1.0
 ROTATION_SECONDS = 1.0
 TIDY_SECONDS = 60.0
+NAMING_SECONDS = 60.0
 
 
 def run_worker(config: Config, pipe: Connection) -> None:
@@ -187,6 +189,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
         duties = [
             Duty("crl", publisher.run, CRL_SECONDS),
             Duty("rotation", rotator.run, ROTATION_SECONDS),
+            Duty("names", Naming(store).run, NAMING_SECONDS),
         ]
         if config.tidy.enabled:
             tidy = Tidy(store, keep=config.tidy.keep, interval=config.tidy.interval)

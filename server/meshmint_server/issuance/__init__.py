@@ -10,6 +10,7 @@ from meshmint_server.issuance.administration import (
 from meshmint_server.issuance.administrators import Administrators
 from meshmint_server.issuance.issuer_administration import IssuerAdministration
 from meshmint_server.issuance.mint import Deadline, Issued, Mint
+from meshmint_server.issuance.naming import Naming
 from meshmint_server.issuance.presented import read_certificate
 from meshmint_server.issuance.readiness import Readiness, ReadinessProbe
 from meshmint_server.issuance.reasons import RevocationReason
@@ -27,6 +28,7 @@ __all__ = [
     "IssuerAdministration",
     "KnownCertificate",
     "Mint",
+    "Naming",
     "PutRole",
     "Readiness",
     "ReadinessProbe",

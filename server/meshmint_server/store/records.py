@@ -38,6 +38,7 @@ __all__ = [
     "RecordList",
     "fetch_latest_expiry",
     "fetch_record",
+    "from_row",
     "insert_records",
     "normal_serial_number",
 ]
@@ -91,7 +92,7 @@ async def fetch_record(connection: AsyncConnection, serial_number: str) -> Recor
         select(records).where(records.c.serial_number == serial_number)
     )
     row = result.one_or_none()
-    return None if row is None else _from_row(row, row.certificate)
+    return None if row is None else from_row(row, row.certificate)
 
 
 async def fetch_latest_expiry(
@@ -142,7 +143,7 @@ class RecordList:
             last = items[-1]
             position = _POSITION.pack(to_microseconds(last.created_at), last.sequence)
             token = encode_page_token(self.scope, position)
-        return Page(tuple(_from_row(row, b"") for row in items), token)
+        return Page(tuple(from_row(row, b"") for row in items), token)
 
     def statement(self) -> Select[Any]:
         """What `fetch` asks the database."""
@@ -226,7 +227,8 @@ def _as_values(row: RecordRow) -> dict[str, Any]:
     }
 
 
-def _from_row(row: Row[Any], certificate: bytes) -> RecordRow:
+def from_row(row: Row[Any], certificate: bytes, *, common_name: str | None = None) -> RecordRow:
+    """A record as a value; `certificate` is empty where it was not read."""
     return RecordRow(
         serial_number=row.serial_number,
         certificate=certificate,
@@ -241,4 +243,5 @@ def _from_row(row: Row[Any], certificate: bytes) -> RecordRow:
         not_after=row.not_after,
         created_at=row.created_at,
         request_id=row.request_id,
+        common_name=common_name,
     )

@@ -13,7 +13,7 @@ from typing import TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meshmint_server.errors import StoreUnavailable
-from meshmint_server.store import configured, expired, federated, inspection, revocations
+from meshmint_server.store import configured, expired, federated, inspection, revocations, unnamed
 from meshmint_server.store.database import Database, RowRefused, TimeLimits, Work
 from meshmint_server.store.leadership import Leadership, leadership_at
 from meshmint_server.store.migrate import SchemaState, migrate, schema_state
@@ -189,6 +189,10 @@ class Store:
         index from end to end: for rare questions.
         """
         return await self.database.run(lambda c: fetch_latest_expiry(c, issuer, besides_role))
+
+    async def name_records(self, limit: int) -> bool:
+        """Names so many records of before there were names; see `unnamed`. Whether any are left."""
+        return await self._write(lambda connection: unnamed.name_records(connection, limit))
 
     # Roles
 

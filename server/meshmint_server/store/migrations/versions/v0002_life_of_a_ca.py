@@ -80,6 +80,11 @@ def upgrade() -> None:
     op.execute("UPDATE issuers SET activated_at = created_at WHERE state = 'active'")
     revisions = sa.table("revisions", sa.column("kind"), sa.column("value"))
     op.bulk_insert(revisions, [{"kind": "crls", "value": 0}, {"kind": "federation", "value": 0}])
+    # Those of before have no names yet: too many for a migration, the leader gives them some.
+    op.execute(
+        "INSERT INTO revisions (kind, value) "
+        "SELECT 'unnamed_records', coalesce(max(sequence), 0) FROM records"
+    )
 
 
 def downgrade() -> None:
