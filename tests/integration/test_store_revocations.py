@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from meshmint_server.errors import InvalidRequest
 from meshmint_server.store import RevocationRow, RevokedSerial, Store
-from support.rows import NOON
+from meshmint_server.store.schema import metadata
+from sqlalchemy import Connection, select
+from support.rows import NOON, record_row
 
 
 @asynccontextmanager
@@ -55,6 +57,27 @@ async def test_a_revocation_comes_back_as_it_was_and_the_first_one_stands(store_
         assert await one.revocations_of([]) == {}
         with pytest.raises(InvalidRequest):
             await one.get_revocation("abc\n")
+
+
+async def test_a_revocation_is_one_row_and_a_repetition_none(store_url: str) -> None:
+    def dump(sync: Connection) -> dict[str, list[Any]]:
+        return {
+            table.name: list(sync.execute(select(table).order_by(*table.primary_key)))
+            for table in metadata.sorted_tables
+        }
+
+    async with stores(store_url, 1) as [store]:
+        record, first = record_row(), revocation_row()
+        await store.record(record)
+        await store.revoke(first)
+        before = await store.database.run(lambda c: c.run_sync(dump))
+        row = revocation_row(serial_number=record.serial_number)
+        for _ in range(2):
+            assert await store.revoke(row) == row
+            after = await store.database.run(lambda c: c.run_sync(dump))
+            assert len(after["revocations"]) == 2
+            # No CRL, no record, and no revision that would have a worker read anything anew.
+            assert after | {"revocations": before["revocations"]} == before
 
 
 async def test_of_two_replicas_that_revoke_the_same_one_is_first(store_url: str) -> None:
