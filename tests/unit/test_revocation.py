@@ -24,6 +24,7 @@ from meshmint_server.errors import (
     InvalidRequest,
     IssuerNotReady,
     NotFound,
+    Overloaded,
     PermissionDenied,
     PreconditionFailed,
     StoreUnavailable,
@@ -452,10 +453,33 @@ async def test_a_flood_leaves_the_store_to_those_who_issue(
             busy -= 1
 
     monkeypatch.setattr(world.store, "look_up", counted)
-    answers = await asyncio.gather(*(world.revoke(ADMIN, serial) for serial in serials))
+    revokers = [world.revoke((ADMIN, CART)[i % 2], serial) for i, serial in enumerate(serials)]
+    answers = await asyncio.gather(*revokers)
     assert not any(answer.already_revoked for answer in answers)
     # Of five connections; the most that ever wait for the lock of a writer, too.
-    assert most == 2
+    assert most == 3
+
+
+async def test_no_flood_of_others_stands_before_an_administrator(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serial = await world.recorded()
+    look_up, held = world.store.look_up, asyncio.Event()
+
+    async def slow_for_others(asked: str) -> Any:
+        if asked != serial:
+            await held.wait()
+        return await look_up(asked)
+
+    monkeypatch.setattr(world.store, "look_up", slow_for_others)
+    flood = [asyncio.create_task(world.revoke(CART, "1234")) for _ in range(1001)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await world.revoke(CART, serial)
+    assert not (await world.revoke(ADMIN, serial)).already_revoked
+    held.set()
+    refused = await asyncio.gather(*flood, return_exceptions=True)
+    assert {type(error) for error in refused} == {PermissionDenied}
 
 
 async def test_a_store_that_is_gone_revokes_nothing_and_says_so(world: World) -> None:
