@@ -12,6 +12,9 @@ from support.service import Service
 
 
 def test_only_admins_may_administer(service: Service) -> None:
+    # Nobody else is told either whether a request can be read.
+    no_time = admin_pb.RecordFilter()
+    no_time.created_from.seconds = 10**15
     calls = [
         (service.admin.PutRole, admin_pb.PutRoleRequest(role=role_pb2.Role(name="x"))),
         (service.admin.GetRole, admin_pb.GetRoleRequest(name="x")),
@@ -25,7 +28,10 @@ def test_only_admins_may_administer(service: Service) -> None:
         (service.admin.ActivateIssuer, admin_pb.ActivateIssuerRequest()),
         (service.admin.RemoveIssuer, admin_pb.RemoveIssuerRequest(name="issuer-1")),
         (service.admin.ListRecords, admin_pb.ListRecordsRequest()),
+        (service.admin.ListRecords, admin_pb.ListRecordsRequest(filter=no_time)),
+        (service.admin.ListRecords, admin_pb.ListRecordsRequest(page_token="x")),
         (service.admin.GetRecord, admin_pb.GetRecordRequest(serial_number="1")),
+        (service.admin.GetRecord, admin_pb.GetRecordRequest(serial_number="no number")),
     ]
     for call, request in calls:
         with pytest.raises(grpc.RpcError) as caught:

@@ -164,7 +164,7 @@ class AdminService(AdminServiceServicer):
         page = await self._administration.list_records(
             await call.authenticate(),
             call.origin,
-            translate.record_filter(request.filter),
+            lambda: translate.record_filter(request.filter),
             request.page_size,
             request.page_token,
         )

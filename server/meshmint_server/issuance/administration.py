@@ -192,13 +192,13 @@ class Administration:
         self,
         caller: Caller,
         origin: Origin,
-        record_filter: RecordFilter,
+        read: Callable[[], RecordFilter],
         page_size: int,
         page_token: str,
     ) -> Page[KnownCertificate]:
-        """A page of records, newest first."""
+        """A page of records, newest first. `read` reads the filter, for an administrator alone."""
         self._gate.require_admin(caller, origin)
-        page = await self._store.list_records(record_filter, page_size, page_token)
+        page = await self._store.list_records(read(), page_size, page_token)
         revoked = await self._store.revocations_of([row.serial_number for row in page.items])
         items = (KnownCertificate(row, revoked.get(row.serial_number)) for row in page.items)
         return Page(tuple(items), page.next_page_token)
