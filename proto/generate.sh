@@ -13,10 +13,13 @@ fi
 target=$1
 source=$(dirname "$0")
 
+# The package of google.rpc brings its .proto files along.
+google=$(python -c 'import pathlib, google.rpc.status_pb2 as found; print(pathlib.Path(found.__file__).parents[2])')
+
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-python -m grpc_tools.protoc "-I$source" "--python_out=$work" "--grpc_python_out=$work" \
+python -m grpc_tools.protoc "-I$source" "-I$google" "--python_out=$work" "--grpc_python_out=$work" \
     "--mypy_out=quiet:$work" "--mypy_grpc_out=quiet:$work" "$source"/meshmint/v1/*.proto
 
 # The plugin writes an empty module for a file that has no service.

@@ -20,6 +20,7 @@ from prometheus_client import (
 )
 
 __all__ = [
+    "ADMISSIONS",
     "BUNDLE_FETCHED",
     "BUNDLE_FETCHES",
     "CRLS_MADE",
@@ -32,6 +33,7 @@ __all__ = [
     "OCSP_ANSWERS",
     "OCSP_CACHE_HITS",
     "READY",
+    "REQUESTS_WAITING",
     "REVOCATIONS",
     "ROTATION_DUE",
     "ROTATION_FAILURES",
@@ -71,6 +73,17 @@ SIGNATURE_SECONDS: Final = Histogram(
 SIGNATURES_WAITING: Final = Gauge(
     "meshmint_signatures_waiting",
     "Requests that wait for the signing key.",
+    multiprocess_mode="livesum",
+)
+ADMISSIONS: Final = Counter(
+    "meshmint_admissions_total",
+    "Requests for certificates at the door, by outcome: admitted, queued, turned_away, "
+    "rate_limited.",
+    ("outcome",),
+)
+REQUESTS_WAITING: Final = Gauge(
+    "meshmint_requests_waiting",
+    "Requests for certificates that wait for their turn.",
     multiprocess_mode="livesum",
 )
 STORE_SECONDS: Final = Histogram(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import descriptor_pb2
+from google.rpc import status_pb2
 from support.api_shape import shape
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +82,7 @@ def test_everything_in_the_api_has_a_comment(source: Path, tmp_path: Path) -> No
             "protoc",
             f"-I{ROOT / 'proto'}",
             f"-I{Path(protoc.__file__).parent / '_proto'}",
+            f"-I{Path(status_pb2.__file__).parents[2]}",
             "--include_source_info",
             f"--descriptor_set_out={out}",
             str(source),

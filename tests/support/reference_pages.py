@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import descriptor_pb2
+from google.rpc import status_pb2
 from grpc_tools import protoc
 from meshmint_server import errors
 from meshmint_server.authn import JwtSettings, KubernetesSettings, Refusal
@@ -33,6 +34,7 @@ from meshmint_server.config import (
     TlsSettings,
     UpstreamSettings,
 )
+from meshmint_server.config.admission import AdmissionSettings, RateSettings
 from meshmint_server.errors import MeshmintError
 from meshmint_server.keys import KeySettings
 from meshmint_server.policy import CallerMatcher
@@ -76,6 +78,8 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`federation`", FederationSettings),
     ("`publication`", PublicationSettings),
     ("`publication.root`", RootPublicationSettings),
+    ("`admission`", AdmissionSettings),
+    ("`admission.rates[]`", RateSettings),
     ("`crl`", CrlSettings),
     ("`tidy`", TidySettings),
     ("`ocsp`", OcspSettings),
@@ -278,6 +282,7 @@ def _rpcs_page() -> str:
                 "protoc",
                 f"-I{ROOT / 'proto'}",
                 f"-I{Path(protoc.__file__).parent / '_proto'}",
+                f"-I{Path(status_pb2.__file__).parents[2]}",
                 "--include_source_info",
                 f"--descriptor_set_out={out}",
                 *(f"meshmint/v1/{name}" for name in _FILES),

@@ -50,6 +50,16 @@ class CertificateServiceStub:
                 request_serializer=meshmint_dot_v1_dot_certificate__service__pb2.SignRequest.SerializeToString,
                 response_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.SignResponse.FromString,
                 _registered_method=True)
+        self.IssueStream = channel.stream_stream(
+                '/meshmint.v1.CertificateService/IssueStream',
+                request_serializer=meshmint_dot_v1_dot_certificate__service__pb2.IssueStreamRequest.SerializeToString,
+                response_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.IssueStreamResponse.FromString,
+                _registered_method=True)
+        self.SignStream = channel.stream_stream(
+                '/meshmint.v1.CertificateService/SignStream',
+                request_serializer=meshmint_dot_v1_dot_certificate__service__pb2.SignStreamRequest.SerializeToString,
+                response_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.SignStreamResponse.FromString,
+                _registered_method=True)
         self.GetChain = channel.unary_unary(
                 '/meshmint.v1.CertificateService/GetChain',
                 request_serializer=meshmint_dot_v1_dot_certificate__service__pb2.GetChainRequest.SerializeToString,
@@ -87,6 +97,24 @@ class CertificateServiceServicer:
     def Sign(self, request, context):
         """Issues a certificate for the public key of a PKCS#10 certificate signing
         request (CSR, RFC 2986) whose private key stays with the caller.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IssueStream(self, request_iterator, context):
+        """Does what Issue does for many requests over one stream. Answers come as they
+        are ready, in any order, each with the id of its item. One item that fails
+        fails alone; the stream itself ends with an error only if its credential
+        does not hold any more, or with UNAVAILABLE when the server drains: items
+        without an answer are sent again, on a new stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignStream(self, request_iterator, context):
+        """Does what Sign does for many requests over one stream; see IssueStream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,6 +159,16 @@ def add_CertificateServiceServicer_to_server(servicer, server):
                     servicer.Sign,
                     request_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.SignRequest.FromString,
                     response_serializer=meshmint_dot_v1_dot_certificate__service__pb2.SignResponse.SerializeToString,
+            ),
+            'IssueStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.IssueStream,
+                    request_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.IssueStreamRequest.FromString,
+                    response_serializer=meshmint_dot_v1_dot_certificate__service__pb2.IssueStreamResponse.SerializeToString,
+            ),
+            'SignStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.SignStream,
+                    request_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.SignStreamRequest.FromString,
+                    response_serializer=meshmint_dot_v1_dot_certificate__service__pb2.SignStreamResponse.SerializeToString,
             ),
             'GetChain': grpc.unary_unary_rpc_method_handler(
                     servicer.GetChain,
@@ -208,6 +246,60 @@ class CertificateService:
             '/meshmint.v1.CertificateService/Sign',
             meshmint_dot_v1_dot_certificate__service__pb2.SignRequest.SerializeToString,
             meshmint_dot_v1_dot_certificate__service__pb2.SignResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IssueStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/meshmint.v1.CertificateService/IssueStream',
+            meshmint_dot_v1_dot_certificate__service__pb2.IssueStreamRequest.SerializeToString,
+            meshmint_dot_v1_dot_certificate__service__pb2.IssueStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/meshmint.v1.CertificateService/SignStream',
+            meshmint_dot_v1_dot_certificate__service__pb2.SignStreamRequest.SerializeToString,
+            meshmint_dot_v1_dot_certificate__service__pb2.SignStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

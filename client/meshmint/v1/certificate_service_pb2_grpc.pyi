@@ -51,6 +51,15 @@ class CertificateServiceStub:
     """Issues a certificate for the public key of a PKCS#10 certificate signing
     request (CSR, RFC 2986) whose private key stays with the caller.
     """
+    IssueStream: _grpc.StreamStreamMultiCallable[_certificate_service_pb2.IssueStreamRequest, _certificate_service_pb2.IssueStreamResponse]
+    """Does what Issue does for many requests over one stream. Answers come as they
+    are ready, in any order, each with the id of its item. One item that fails
+    fails alone; the stream itself ends with an error only if its credential
+    does not hold any more, or with UNAVAILABLE when the server drains: items
+    without an answer are sent again, on a new stream.
+    """
+    SignStream: _grpc.StreamStreamMultiCallable[_certificate_service_pb2.SignStreamRequest, _certificate_service_pb2.SignStreamResponse]
+    """Does what Sign does for many requests over one stream; see IssueStream."""
     GetChain: _grpc.UnaryUnaryMultiCallable[_certificate_service_pb2.GetChainRequest, _certificate_service_pb2.GetChainResponse]
     """Returns an issuer's chain and the trust bundle. Needs no credential."""
     WatchTrustBundle: _grpc.UnaryStreamMultiCallable[_certificate_service_pb2.WatchTrustBundleRequest, _certificate_service_pb2.WatchTrustBundleResponse]
@@ -85,6 +94,15 @@ class CertificateServiceAsyncStub(CertificateServiceStub):
     """Issues a certificate for the public key of a PKCS#10 certificate signing
     request (CSR, RFC 2986) whose private key stays with the caller.
     """
+    IssueStream: _aio.StreamStreamMultiCallable[_certificate_service_pb2.IssueStreamRequest, _certificate_service_pb2.IssueStreamResponse]  # type: ignore[assignment]
+    """Does what Issue does for many requests over one stream. Answers come as they
+    are ready, in any order, each with the id of its item. One item that fails
+    fails alone; the stream itself ends with an error only if its credential
+    does not hold any more, or with UNAVAILABLE when the server drains: items
+    without an answer are sent again, on a new stream.
+    """
+    SignStream: _aio.StreamStreamMultiCallable[_certificate_service_pb2.SignStreamRequest, _certificate_service_pb2.SignStreamResponse]  # type: ignore[assignment]
+    """Does what Sign does for many requests over one stream; see IssueStream."""
     GetChain: _aio.UnaryUnaryMultiCallable[_certificate_service_pb2.GetChainRequest, _certificate_service_pb2.GetChainResponse]  # type: ignore[assignment]
     """Returns an issuer's chain and the trust bundle. Needs no credential."""
     WatchTrustBundle: _aio.UnaryStreamMultiCallable[_certificate_service_pb2.WatchTrustBundleRequest, _certificate_service_pb2.WatchTrustBundleResponse]  # type: ignore[assignment]
@@ -128,6 +146,27 @@ class CertificateServiceServicer(metaclass=_abc_1.ABCMeta):
         """Issues a certificate for the public key of a PKCS#10 certificate signing
         request (CSR, RFC 2986) whose private key stays with the caller.
         """
+
+    @_abc_1.abstractmethod
+    def IssueStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_certificate_service_pb2.IssueStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_certificate_service_pb2.IssueStreamResponse], _abc.AsyncIterator[_certificate_service_pb2.IssueStreamResponse]]:
+        """Does what Issue does for many requests over one stream. Answers come as they
+        are ready, in any order, each with the id of its item. One item that fails
+        fails alone; the stream itself ends with an error only if its credential
+        does not hold any more, or with UNAVAILABLE when the server drains: items
+        without an answer are sent again, on a new stream.
+        """
+
+    @_abc_1.abstractmethod
+    def SignStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_certificate_service_pb2.SignStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_certificate_service_pb2.SignStreamResponse], _abc.AsyncIterator[_certificate_service_pb2.SignStreamResponse]]:
+        """Does what Sign does for many requests over one stream; see IssueStream."""
 
     @_abc_1.abstractmethod
     def GetChain(

@@ -48,6 +48,7 @@ from meshmint_server.http_api import bind, build_http_api, serve_http
 from meshmint_server.issuance import (
     Administration,
     Administrators,
+    Admission,
     IssuerAdministration,
     Mint,
     Naming,
@@ -136,7 +137,15 @@ async def _serve(config: Config, pipe: Connection) -> None:
         except ValueError as error:
             raise ConfigError(f"authenticators: {error}") from error
         stack.push_async_callback(authenticators.close)
-        mint = Mint(roles=roles, issuers=issuers, store=store, bounds=bounds, audit=audit)
+        admission = config.admission.build(config.workers)
+        mint = Mint(
+            roles=roles,
+            issuers=issuers,
+            store=store,
+            bounds=bounds,
+            audit=audit,
+            admission=admission,
+        )
         stack.callback(mint.close)
         admins = Administrators(config.admins)
         revoker = Revoker(admins=admins, store=store, issuers=issuers, audit=audit)
@@ -155,15 +164,16 @@ async def _serve(config: Config, pipe: Connection) -> None:
         )
         succession = build_succession(config, store, keyring)
         edge = Edge(authenticators, audit, config.request_time_limit.total_seconds())
+        certificates = CertificateService(
+            edge,
+            mint=mint,
+            revoker=revoker,
+            issuers=issuers,
+            bundles=bundles,
+            trust_domain=config.trust_domain,
+        )
         listener = GrpcListener(
-            CertificateService(
-                edge,
-                mint=mint,
-                revoker=revoker,
-                issuers=issuers,
-                bundles=bundles,
-                trust_domain=config.trust_domain,
-            ),
+            certificates,
             AdminService(
                 edge,
                 administration,
@@ -202,7 +212,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
             probe, issuers, bundles, crls, responder, crl_max_age=config.crl.delay
         )
         await stack.enter_async_context(serve_http(application, http))
-        start(_show_waiting(keyring))
+        start(_show_waiting(keyring, admission))
         await probe.probe()
         start(probe.follow(PROBE_SECONDS))
         await responder_certificates.renew()
@@ -240,6 +250,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
         await stopping.wait()
         probe.stop("draining")
         bundles.close()
+        certificates.draining.begin()
         await listener.stop(config.drain.total_seconds())
 
 
@@ -264,10 +275,11 @@ def _crl_times(config: Config) -> CrlTimes:
     )
 
 
-async def _show_waiting(keyring: RemoteKeyRing) -> None:
-    """A gauge at its present value: cheaper than counting every signature up and down."""
+async def _show_waiting(keyring: RemoteKeyRing, admission: Admission) -> None:
+    """Gauges at their present value: cheaper than counting each request up and down."""
     while True:
         telemetry.SIGNATURES_WAITING.set(keyring.waiting)
+        telemetry.REQUESTS_WAITING.set(admission.waiting)
         await asyncio.sleep(REFRESH_SECONDS)
 
 

@@ -20,6 +20,7 @@ from pydantic import (
 
 from meshmint_server.audit import LogFormat, LogLevel
 from meshmint_server.authn import AuthenticatorSettings, refuse_conflicts
+from meshmint_server.config.admission import AdmissionSettings
 from meshmint_server.config.crl import CrlSettings
 from meshmint_server.config.federation import FederationSettings, refuse_repeated
 from meshmint_server.config.fields import (
@@ -90,6 +91,7 @@ class Config(Section):
         default_ttl: Lifetime where neither role nor request says one.
         max_ttl: The longest lifetime that any role can give.
         workers: Number of worker processes.
+        admission: How many requests are worked on and wait, and how often callers may ask.
         max_watchers: The most WatchTrustBundle streams that one worker keeps open.
         request_time_limit: The longest that one request may take.
         drain: How long requests in flight may take at the end.
@@ -119,6 +121,7 @@ class Config(Section):
     default_ttl: PositiveDuration = timedelta(hours=768)
     max_ttl: PositiveDuration = timedelta(hours=768)
     workers: Annotated[int, Field(ge=1, le=256)] = 1
+    admission: AdmissionSettings = AdmissionSettings()
     max_watchers: Annotated[int, Field(ge=0)] = 10_000
     request_time_limit: PositiveDuration = timedelta(seconds=10)
     drain: PositiveDuration = timedelta(seconds=20)

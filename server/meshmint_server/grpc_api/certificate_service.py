@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from meshmint.v1 import certificate_service_pb2 as pb
@@ -11,6 +11,7 @@ from meshmint.v1.certificate_service_pb2_grpc import CertificateServiceServicer
 from meshmint_server.authority import IssuerBook, TrustBundleFeed
 from meshmint_server.grpc_api import translate
 from meshmint_server.grpc_api.edge import Call, Edge, rpc, streaming_rpc
+from meshmint_server.grpc_api.item_stream import Draining, ItemCall, ItemStream
 from meshmint_server.issuance import Issued, Mint, Revoker
 from meshmint_server.spiffe import TrustDomain
 
@@ -18,7 +19,11 @@ __all__ = ["CertificateService"]
 
 
 class CertificateService(CertificateServiceServicer):
-    """Issue, Sign, Revoke, GetChain and WatchTrustBundle."""
+    """Issue, Sign and their streams, Revoke, GetChain and WatchTrustBundle.
+
+    Attributes:
+        draining: To be begun when the server is about to stop.
+    """
 
     def __init__(
         self,
@@ -36,13 +41,49 @@ class CertificateService(CertificateServiceServicer):
         self._issuers = issuers
         self._bundles = bundles
         self._trust_domain = trust_domain
+        self.draining = Draining()
 
     @rpc("CertificateService/Issue")
     async def Issue(self, request: pb.IssueRequest, call: Call) -> pb.IssueResponse:  # noqa: N802
         """Makes a key pair and a certificate for it."""
         caller = await call.authenticate()
+        return await self._issue(request, ItemCall(caller, call.origin, call.deadline))
+
+    @rpc("CertificateService/Sign")
+    async def Sign(self, request: pb.SignRequest, call: Call) -> pb.SignResponse:  # noqa: N802
+        """Issues a certificate for the caller's own key."""
+        caller = await call.authenticate()
+        return await self._sign(request, ItemCall(caller, call.origin, call.deadline))
+
+    @streaming_rpc("CertificateService/IssueStream")
+    async def IssueStream(  # noqa: N802
+        self, messages: AsyncIterator[pb.IssueStreamRequest], call: Call
+    ) -> AsyncGenerator[pb.IssueStreamResponse, None]:
+        """Issue for many requests."""
+        stream = ItemStream(call, messages, self._issue, self.draining)
+        async with aclosing(stream.answers()) as answers:
+            async for some in answers:
+                response = pb.IssueStreamResponse()
+                for answer in some:
+                    response.items.add(id=answer.id, response=answer.response, error=answer.error)
+                yield response
+
+    @streaming_rpc("CertificateService/SignStream")
+    async def SignStream(  # noqa: N802
+        self, messages: AsyncIterator[pb.SignStreamRequest], call: Call
+    ) -> AsyncGenerator[pb.SignStreamResponse, None]:
+        """Sign for many requests."""
+        stream = ItemStream(call, messages, self._sign, self.draining)
+        async with aclosing(stream.answers()) as answers:
+            async for some in answers:
+                response = pb.SignStreamResponse()
+                for answer in some:
+                    response.items.add(id=answer.id, response=answer.response, error=answer.error)
+                yield response
+
+    async def _issue(self, request: pb.IssueRequest, call: ItemCall) -> pb.IssueResponse:
         issued = await self._mint.issue(
-            caller,
+            call.caller,
             request.role,
             lambda: translate.issue_request(request),
             origin=call.origin,
@@ -52,12 +93,9 @@ class CertificateService(CertificateServiceServicer):
         _fill(response, issued)
         return response
 
-    @rpc("CertificateService/Sign")
-    async def Sign(self, request: pb.SignRequest, call: Call) -> pb.SignResponse:  # noqa: N802
-        """Issues a certificate for the caller's own key."""
-        caller = await call.authenticate()
+    async def _sign(self, request: pb.SignRequest, call: ItemCall) -> pb.SignResponse:
         issued = await self._mint.issue(
-            caller,
+            call.caller,
             request.role,
             lambda: translate.sign_request(request),
             origin=call.origin,

@@ -27,7 +27,7 @@ from meshmint_server.errors import MeshmintError, Unauthenticated, Violation
 from meshmint_server.issuance import Deadline
 from meshmint_server.policy import Caller
 
-__all__ = ["Call", "Edge", "rpc", "streaming_rpc"]
+__all__ = ["Call", "Edge", "rpc", "status_of", "status_of_bug", "streaming_rpc"]
 
 log = structlog.get_logger(__name__)
 
@@ -206,11 +206,9 @@ async def _refuse(
         await _abort(context, error, origin)
     if isinstance(error, _ENDS):
         return
-    log.error("bug: unexpected error", request_id=origin.request_id, rpc=origin.rpc, exc_info=error)
+    status = status_of_bug(error, origin)
     await context.abort(
-        grpc.StatusCode.INTERNAL,
-        f"Internal error. Tell the operator the request id {origin.request_id}.",
-        ((REQUEST_ID_KEY, origin.request_id),),
+        grpc.StatusCode.INTERNAL, status.message, ((REQUEST_ID_KEY, origin.request_id),)
     )
 
 
@@ -235,13 +233,29 @@ def _bearer_token(
 async def _abort(
     context: grpc.aio.ServicerContext[Any, Any], error: MeshmintError, origin: Origin
 ) -> None:
-    code = grpc.StatusCode[error.code]
-    message = _shorten(error.message, _MAX_MESSAGE)
-    status = status_pb2.Status(code=code.value[0], message=message, details=_details(error))
+    status = status_of(error)
     await context.abort(
-        code,
-        message,
+        grpc.StatusCode[error.code],
+        status.message,
         ((REQUEST_ID_KEY, origin.request_id), (_DETAILS_KEY, status.SerializeToString())),
+    )
+
+
+def status_of(error: MeshmintError) -> status_pb2.Status:
+    """The error as a client sees it: code, message and details."""
+    return status_pb2.Status(
+        code=grpc.StatusCode[error.code].value[0],
+        message=_shorten(error.message, _MAX_MESSAGE),
+        details=_details(error),
+    )
+
+
+def status_of_bug(error: BaseException, origin: Origin) -> status_pb2.Status:
+    """What a client sees of an unexpected exception, which is logged with its request's id."""
+    log.error("bug: unexpected error", request_id=origin.request_id, rpc=origin.rpc, exc_info=error)
+    return status_pb2.Status(
+        code=grpc.StatusCode.INTERNAL.value[0],
+        message=f"Internal error. Tell the operator the request id {origin.request_id}.",
     )
 
 

@@ -8,10 +8,13 @@ from meshmint_server.issuance.administration import (
     put_role,
 )
 from meshmint_server.issuance.administrators import Administrators
+from meshmint_server.issuance.admission import Admission
+from meshmint_server.issuance.deadline import Deadline
 from meshmint_server.issuance.issuer_administration import IssuerAdministration
-from meshmint_server.issuance.mint import Deadline, Issued, Mint
+from meshmint_server.issuance.mint import Issued, Mint
 from meshmint_server.issuance.naming import Naming
 from meshmint_server.issuance.presented import read_certificate
+from meshmint_server.issuance.rates import Rate, Rates
 from meshmint_server.issuance.readiness import Readiness, ReadinessProbe
 from meshmint_server.issuance.reasons import RevocationReason
 from meshmint_server.issuance.responder_certificates import ResponderCertificates
@@ -23,6 +26,7 @@ from meshmint_server.issuance.tidy import Tidy
 __all__ = [
     "Administration",
     "Administrators",
+    "Admission",
     "Deadline",
     "Issued",
     "IssuerAdministration",
@@ -30,6 +34,8 @@ __all__ = [
     "Mint",
     "Naming",
     "PutRole",
+    "Rate",
+    "Rates",
     "Readiness",
     "ReadinessProbe",
     "ResponderCertificates",

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import TracebackType
 
 import structlog
 from cryptography import x509
@@ -20,7 +19,9 @@ from cryptography.hazmat.primitives import serialization
 from meshmint_server import telemetry
 from meshmint_server.audit import AuditLog, Origin
 from meshmint_server.authority import Issuer, IssuerBook
-from meshmint_server.errors import DeadlineTooShort, KeyUnavailable, MeshmintError
+from meshmint_server.errors import KeyUnavailable, MeshmintError
+from meshmint_server.issuance.admission import Admission
+from meshmint_server.issuance.deadline import Deadline
 from meshmint_server.issuance.prepare import Prepared, prepare
 from meshmint_server.issuance.roles import RoleBook
 from meshmint_server.issuance.subject_keys import SubjectKey, SubjectKeys, private_key_pem
@@ -37,7 +38,7 @@ from meshmint_server.policy import (
 )
 from meshmint_server.store import RecordRow, Store
 
-__all__ = ["Deadline", "Issued", "Mint"]
+__all__ = ["Issued", "Mint"]
 
 log = structlog.get_logger(__name__)
 
@@ -45,53 +46,6 @@ log = structlog.get_logger(__name__)
 _SIGNATURE_MADE = telemetry.SIGNATURE_SECONDS.labels("signed").observe
 _SIGNATURE_FAILED = telemetry.SIGNATURE_SECONDS.labels("failed").observe
 _SIGNATURE_WRONG = telemetry.SIGNATURE_SECONDS.labels("wrong").observe
-
-
-@dataclass(frozen=True, slots=True)
-class Deadline:
-    """When the client stops waiting, on the monotonic clock."""
-
-    at: float
-
-    @classmethod
-    def after(cls, seconds: float) -> Deadline:
-        """The deadline that many seconds from now."""
-        return cls(time.monotonic() + seconds)
-
-    def limit(self) -> _Limit:
-        """A context that ends what runs inside at the deadline.
-
-        Raises:
-            DeadlineTooShort: On leaving it: the deadline passed.
-        """
-        return _Limit(self.at)
-
-
-class _Limit:
-    """`asyncio.timeout` with our error; every request goes through two."""
-
-    __slots__ = ("_at", "_timeout")
-
-    def __init__(self, at: float) -> None:
-        self._at = at
-
-    async def __aenter__(self) -> None:
-        self._timeout = asyncio.timeout(self._at - time.monotonic())
-        await self._timeout.__aenter__()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            await self._timeout.__aexit__(kind, error, traceback)
-        except TimeoutError:
-            raise DeadlineTooShort(
-                "The deadline passed before the certificate could be signed and recorded. "
-                "Nothing was minted. Retry with a longer deadline."
-            ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +81,7 @@ class Mint:
         store: Store,
         bounds: Bounds,
         audit: AuditLog,
+        admission: Admission | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._roles = roles
@@ -134,6 +89,7 @@ class Mint:
         self._store = store
         self._bounds = bounds
         self._audit = audit
+        self._admission = admission or Admission()
         self._clock = clock
         self._subject_keys = SubjectKeys()
         self._decider = Decider()
@@ -164,7 +120,10 @@ class Mint:
         """
         try:
             role = choose_role(self._roles.roles, caller, role_name)
-            return await self.issue_under(role, caller, read(), origin=origin, deadline=deadline)
+            async with self._admission.enter(caller, role.name, deadline):
+                return await self.issue_under(
+                    role, caller, read(), origin=origin, deadline=deadline
+                )
         except MeshmintError as error:
             self._audit.refused(
                 origin,

@@ -22,7 +22,8 @@ from meshmint_server.audit import Origin
 from meshmint_server.authority import Issuer, IssuerBook
 from meshmint_server.authority.ocsp import RESPONDER_ROLE, Delegate
 from meshmint_server.errors import MeshmintError
-from meshmint_server.issuance.mint import Deadline, Mint
+from meshmint_server.issuance.deadline import Deadline
+from meshmint_server.issuance.mint import Mint
 from meshmint_server.policy import Caller, Decision, Grant
 from meshmint_server.policy.usages import build_key_usage
 

@@ -12,7 +12,8 @@ import structlog
 from meshmint_server.audit import Origin
 from meshmint_server.authority import IssuerBook
 from meshmint_server.errors import MeshmintError
-from meshmint_server.issuance.mint import Deadline, Issued, Mint
+from meshmint_server.issuance.deadline import Deadline
+from meshmint_server.issuance.mint import Issued, Mint
 from meshmint_server.policy import Bounds, Caller, CertificateRequest, Names, Role, Validity
 from meshmint_server.spiffe import SpiffeId, TrustDomain
 

@@ -6,6 +6,7 @@ from meshmint_server.policy.choose import choose_role
 from meshmint_server.policy.csr import parse_csr, parse_csr_der
 from meshmint_server.policy.decide import Bounds, Decider, decide
 from meshmint_server.policy.decision import Decision, Grant
+from meshmint_server.policy.globs import Glob
 from meshmint_server.policy.other_names import decode_other_name
 from meshmint_server.policy.pem import decode_pem_block
 from meshmint_server.policy.request import (
@@ -29,6 +30,7 @@ __all__ = [
     "CsrContents",
     "Decider",
     "Decision",
+    "Glob",
     "Grant",
     "KeyAlgorithm",
     "Names",
