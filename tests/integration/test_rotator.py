@@ -296,6 +296,16 @@ async def test_two_replicas_that_both_believe_to_lead_make_one_issuer(
     assert not any(row.last_failure for row in rows)
 
 
+async def test_an_issuer_that_waits_with_another_kind_of_key_gets_its_certificate(
+    machine: Machine, upstream: Root, tmp_path: Path
+):
+    # As made by hand, or before 'rotation.algorithm' was changed.
+    row, _ = await machine.succession.prepare("by-hand", algorithm=KeyAlgorithmName.EC_P384)
+    assert await machine.run_after(HOUR) == ["active"]
+    assert public_key_info(upstream.asked[0].public_key()) == row.public_key
+    assert keys_in(tmp_path) == 1
+
+
 @pytest.mark.parametrize("jump", [500 * DAY, -500 * DAY])
 async def test_a_clock_that_jumps_is_not_believed_for_a_while(machine: Machine, jump: timedelta):
     for time in (HOUR, 71 * DAY, 23 * DAY):

@@ -84,18 +84,18 @@ class Succession:
 
         Args:
             name: Its name; None: that of the issuer that waits already, or one of the date.
-            algorithm: Kind of key; None: that of the waiting one, or as configured.
+            algorithm: Kind of key; None: that of the key that it has, or as configured.
             common_name: CN of the subject.
             subject: The whole subject instead.
             at_revision: Does so only if no issuer has changed since.
         """
         now = self._clock()
+        _, rows = await self._store.load_issuers()
+        waiting = _waiting(rows, name)
         if name is None:
-            _, rows = await self._store.load_issuers()
-            waiting = _waiting(rows)
             name = _name_of_date(now, rows) if waiting is None else waiting.name
-            if waiting is not None and waiting.has_key and algorithm is None:
-                algorithm = key_algorithm_of(load_public_key(waiting.public_key))
+        if waiting is not None and waiting.has_key and algorithm is None:
+            algorithm = key_algorithm_of(load_public_key(waiting.public_key))
         return await create_csr(
             self._store,
             self._keyring,
@@ -218,8 +218,8 @@ def _only_next(rows: Iterable[IssuerRow]) -> IssuerRow:
     )
 
 
-def _waiting(rows: Iterable[IssuerRow]) -> IssuerRow | None:
-    waiting = [row for row in rows if row.state is IssuerState.PENDING]
+def _waiting(rows: Iterable[IssuerRow], name: str | None) -> IssuerRow | None:
+    waiting = [row for row in rows if row.state is IssuerState.PENDING and name in (None, row.name)]
     return max(waiting, key=lambda row: row.created_at, default=None)
 
 
