@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -304,6 +304,54 @@ async def test_an_issuer_that_waits_with_another_kind_of_key_gets_its_certificat
     assert await machine.run_after(HOUR) == ["active"]
     assert public_key_info(upstream.asked[0].public_key()) == row.public_key
     assert keys_in(tmp_path) == 1
+
+
+def meanwhile(store: Store, act: Callable[[], Awaitable[object]]) -> None:
+    """Has somebody act between the next look at the issuers and what follows from it."""
+    load = store.load_issuers
+
+    async def load_once():
+        seen = await load()
+        store.load_issuers = load  # type: ignore[method-assign]
+        await act()
+        return seen
+
+    store.load_issuers = load_once  # type: ignore[method-assign]
+
+
+async def test_an_expired_issuer_that_is_renewed_meanwhile_stays(
+    machines: tuple[Machine, Machine], upstream: Root
+):
+    operator, other = machines
+    machine = Machine(other.store, other.succession._keyring, other.clock, None)
+    await operator.run_after(HOUR)
+    row, csr = await operator.succession.prepare("new")
+    upstream.lifetime = 10 * DAY
+    await operator.succession.import_([await upstream.sign(csr)])
+    machine.clock.pass_(11 * DAY)
+    upstream.lifetime = 200 * DAY
+    renewed = await upstream.sign(csr)
+    meanwhile(machine.store, lambda: operator.succession.import_([renewed], name=row.name))
+    with pytest.raises(StoreUnavailable, match="changed by somebody else"):
+        await machine.rotator.run()
+    assert (await machine.states())["new"] == "next"
+
+
+async def test_an_issuer_that_an_operator_activates_meanwhile_stays_active(
+    machines: tuple[Machine, Machine], upstream: Root
+):
+    operator, machine = machines
+    await operator.run_after(HOUR)
+    for name, lifetime in (("long", 300 * DAY), ("short", 200 * DAY)):
+        upstream.lifetime = lifetime
+        _, csr = await operator.succession.prepare(name)
+        await operator.succession.import_([await upstream.sign(csr)])
+    machine.clock.pass_(95 * DAY)
+    meanwhile(machine.store, lambda: operator.succession.activate("short"))
+    with pytest.raises(StoreUnavailable, match="changed by somebody else"):
+        await machine.rotator.run()
+    states = await machine.states()
+    assert (states["long"], states["short"]) == ("next", "active")
 
 
 @pytest.mark.parametrize("jump", [500 * DAY, -500 * DAY])

@@ -91,20 +91,21 @@ class Rotator:
         revision, rows = await self._store.load_issuers()
         rotation = decide(rows, now, self._rules)
         self._report(rotation, now)
-        if self._monotonic() >= self._rests_until:
-            await self._step(rotation, revision, now)
-        await self._end_those_unused(rows, now)
+        if self._monotonic() >= self._rests_until and await self._step(rotation, revision, now):
+            return  # what was read is past: the next run looks anew
+        await self._end_those_unused(rows, revision, now)
 
-    async def _step(self, rotation: Rotation, revision: int, now: datetime) -> None:
+    async def _step(self, rotation: Rotation, revision: int, now: datetime) -> bool:
+        """Does the step if it is due, and if it is the service's; whether it was tried."""
         is_due = rotation.due is not None and rotation.due <= now
         fetches = rotation.step in (RotationStep.PREPARE, RotationStep.IMPORT)
         try:
             if rotation.step is RotationStep.ACTIVATE:
-                await self._succession.activate(rotation.next)
+                await self._succession.activate(rotation.next, at_revision=revision)
             elif fetches and is_due and self._upstream is not None:
                 await self._fetch(self._upstream, rotation.next, revision)
             else:
-                return
+                return False
         except StoreUnavailable:
             raise
         except MeshmintError as error:
@@ -112,6 +113,7 @@ class Rotator:
         else:
             self._rest = 0.0
             log.info("a step of the rotation is done", step=rotation.step.value)
+        return True
 
     async def _fetch(self, upstream: Upstream, name: str | None, revision: int) -> None:
         # With a name it waits already, and goes on where somebody was interrupted.
@@ -133,7 +135,9 @@ class Rotator:
         if name is not None:
             await self._store.note_issuer_failure(name, error.message)
 
-    async def _end_those_unused(self, rows: Sequence[IssuerRow], now: datetime) -> None:
+    async def _end_those_unused(
+        self, rows: Sequence[IssuerRow], revision: int, now: datetime
+    ) -> None:
         for row in rows:
             # The records are asked only when all else is past, and again only after the
             # last certificate that they knew of.
@@ -146,8 +150,9 @@ class Rotator:
                 self._last_leaves[row.name] = latest
             due = may_go_from(row, latest, self._rules)
             if due is not None and due <= now:
-                await self._succession.remove(row.name)
+                await self._succession.remove(row.name, at_revision=revision)
                 log.info("nothing live chains to an issuer: it is gone", issuer=row.name)
+                return  # the next one at the next run, at the revision that it then has
 
     async def _can_believe(self, now: datetime) -> bool:
         """Whether the clock has moved steadily, and agrees with the database's."""

@@ -132,12 +132,15 @@ class Succession:
             at_once=at_once,
         )
 
-    async def activate(self, name: str | None = None, *, at_once: bool = False) -> IssuerRow:
+    async def activate(
+        self, name: str | None = None, *, at_once: bool = False, at_revision: int | None = None
+    ) -> IssuerRow:
         """Has an issuer sign from now on; the active one retires, in the same transaction.
 
         Args:
             name: The issuer; None: the next one, if there is just one.
             at_once: See `activated`.
+            at_revision: Does so only if no issuer has changed since.
 
         Raises:
             NotFound: There is no such issuer.
@@ -145,7 +148,7 @@ class Succession:
             KeyUnavailable: Its key does not sign.
             StoreUnavailable: The database does not answer, or the issuers have just changed.
         """
-        revision, rows = await self._store.load_issuers()
+        revision, rows = await self._load(at_revision)
         row = _only_next(rows) if name is None else _named(rows, name)
         if row.state is IssuerState.ACTIVE:
             return row
@@ -170,19 +173,22 @@ class Succession:
         """
         return await self._store.latest_expiry(name, besides_role=RESPONDER_ROLE)
 
-    async def remove(self, name: str, *, at_once: bool = False) -> IssuerRow:
+    async def remove(
+        self, name: str, *, at_once: bool = False, at_revision: int | None = None
+    ) -> IssuerRow:
         """Stops publishing an issuer.
 
         Args:
             name: The issuer.
             at_once: See `gone`.
+            at_revision: Does so only if no issuer has changed since.
 
         Raises:
             NotFound: There is no such issuer.
             PreconditionFailed: It signs, or certificates live that chain to it.
             StoreUnavailable: The database does not answer, or the issuers have just changed.
         """
-        revision, rows = await self._store.load_issuers()
+        revision, rows = await self._load(at_revision)
         row = _named(rows, name)
         if row.state is IssuerState.GONE:
             return row
@@ -194,6 +200,12 @@ class Succession:
         if not await self._store.put_issuer(row, at_revision=revision):
             raise changed_meanwhile()
         return row
+
+    async def _load(self, at_revision: int | None) -> tuple[int, tuple[IssuerRow, ...]]:
+        revision, rows = await self._store.load_issuers()
+        if at_revision not in (None, revision):
+            raise changed_meanwhile()
+        return revision, rows
 
 
 def _named(rows: Iterable[IssuerRow], name: str) -> IssuerRow:
