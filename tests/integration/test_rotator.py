@@ -251,6 +251,22 @@ async def test_a_successor_that_ends_no_later_is_made_once_and_never_activated(
     assert "no later than the active" in told["description"]
 
 
+async def test_a_successor_that_expires_unused_gets_another_certificate_for_its_key(
+    machine: Machine, upstream: Root, tmp_path: Path
+):
+    await machine.run_after(HOUR)
+    upstream.lifetime = HOUR
+    await machine.run_after(71 * DAY)
+    for _ in range(5):  # an upstream that signs short ones
+        assert await machine.run_after(2 * HOUR) == ["active", "next"]
+    assert len(upstream.asked) == 7
+    assert keys_in(tmp_path) == 2
+    upstream.lifetime = 100 * DAY
+    assert await machine.run_after(2 * HOUR) == ["active", "next"]
+    assert await machine.run_after(23 * DAY) == ["retired", "active"]
+    assert keys_in(tmp_path) == 2
+
+
 async def test_without_an_upstream_it_says_what_it_waits_for_and_activates(
     machines: tuple[Machine, Machine], upstream: Root
 ):

@@ -68,9 +68,10 @@ async def create_csr(
 ) -> tuple[IssuerRow, str]:
     """Makes an issuer that waits for its certificate: a key in the token, and its CSR.
 
-    Called again with the name of an issuer that still waits, it makes no other key
-    and returns a CSR for the same one. The key's place is written down before the key is
-    made, so that whoever is interrupted in between finds it there: one key in all.
+    Called again with the name of an issuer that still waits, or that has not signed yet, it
+    makes no other key and returns a CSR for the same one. The key's place is written down
+    before the key is made, so that whoever is interrupted in between finds it there: one
+    key in all.
 
     Args:
         store: Where the issuer is kept.
@@ -93,7 +94,7 @@ async def create_csr(
 
     Raises:
         InvalidRequest: The name, the algorithm or the subject cannot be used.
-        PreconditionFailed: The name belongs to an issuer that has its certificate.
+        PreconditionFailed: The name belongs to an issuer that signs, or did.
         KeyUnavailable: The key could not be made or opened.
         StoreUnavailable: The database does not answer, or somebody else makes or changes
             an issuer at this moment.
@@ -132,7 +133,7 @@ async def create_csr(
                 crl_url=crl_url if crl_shards > 1 else None,
             )
             revision = await _put(store, row, revision)
-        elif row.state is not IssuerState.PENDING:
+        elif row.state not in (IssuerState.PENDING, IssuerState.NEXT):
             raise PreconditionFailed(
                 f"There is or was an issuer '{name}' with a certificate. Choose another name: "
                 "a new key is a new issuer.",
@@ -148,7 +149,7 @@ async def create_csr(
     if present is not kind:
         raise _bad_field(
             "algorithm",
-            f"The issuer '{name}' waits for its certificate with a key of the kind {present}.",
+            f"The issuer '{name}' has a key already, of the kind {present}.",
         )
     return row, await _sign_csr(key, subject, trust_domain, locations)
 

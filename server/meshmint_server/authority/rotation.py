@@ -185,10 +185,11 @@ def _step(
         rules: The thresholds.
     """
     term = None if active is None else Term.of(active)
+    following = [row for row in rows if row.state is IssuerState.NEXT]
     ready = [
         (fault_of_successor(row, active, now, rules), its, row)
-        for row in rows
-        if row.state is IssuerState.NEXT and (its := Term.of(row)) is not None
+        for row in following
+        if (its := Term.of(row)) is not None and not (rules.has_upstream and now >= its.end)
     ]
     if ready:
         # Of several, one that can take over; of those, the one that lasts longest.
@@ -201,6 +202,10 @@ def _step(
         return (RotationStep.WAIT if now < due else RotationStep.ACTIVATE), due, row, None
     due = now if term is None else rules.prepare_at(term)
     waiting = [row for row in rows if row.state is IssuerState.PENDING]
+    if rules.has_upstream:
+        # One that expired unused gets another certificate: a new issuer instead would be a key
+        # for every certificate of an upstream that signs short ones.
+        waiting += following
     if waiting:
         return RotationStep.IMPORT, due, max(waiting, key=lambda row: row.created_at), None
     return (RotationStep.NONE if now < due else RotationStep.PREPARE), due, None, None
@@ -267,6 +272,8 @@ def may_go_from(
     term = Term.of(row)
     if term is None or row.state not in (IssuerState.NEXT, IssuerState.RETIRED):
         return None
+    if row.state is IssuerState.NEXT and rules.has_upstream:
+        return None  # its certificate is renewed
     if row.state is IssuerState.NEXT or row.retired_at is None:
         return term.end
     last = max(row.retired_at + rules.longest_leaf, latest_leaf or row.retired_at)

@@ -91,11 +91,12 @@ class Succession:
         """
         now = self._clock()
         _, rows = await self._store.load_issuers()
-        waiting = _waiting(rows, name)
         if name is None:
+            waiting = _waiting(rows)
             name = _name_of_date(now, rows) if waiting is None else waiting.name
-        if waiting is not None and waiting.has_key and algorithm is None:
-            algorithm = key_algorithm_of(load_public_key(waiting.public_key))
+        present = next((row for row in rows if row.name == name and row.has_key), None)
+        if present is not None and algorithm is None:
+            algorithm = key_algorithm_of(load_public_key(present.public_key))
         return await create_csr(
             self._store,
             self._keyring,
@@ -230,8 +231,8 @@ def _only_next(rows: Iterable[IssuerRow]) -> IssuerRow:
     )
 
 
-def _waiting(rows: Iterable[IssuerRow], name: str | None) -> IssuerRow | None:
-    waiting = [row for row in rows if row.state is IssuerState.PENDING and name in (None, row.name)]
+def _waiting(rows: Iterable[IssuerRow]) -> IssuerRow | None:
+    waiting = [row for row in rows if row.state is IssuerState.PENDING]
     return max(waiting, key=lambda row: row.created_at, default=None)
 
 
