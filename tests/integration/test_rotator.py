@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from meshmint_server.authority import (
     UpstreamCommand,
 )
 from meshmint_server.authority.federation import FederatedBundles
-from meshmint_server.errors import MeshmintError, StoreUnavailable, Unavailable
+from meshmint_server.errors import MeshmintError, PreconditionFailed, StoreUnavailable, Unavailable
 from meshmint_server.keys import KeyAlgorithmName, KeyRing, public_key_info
 from meshmint_server.spiffe import TrustDomain
 from meshmint_server.store import IssuerState, Store
@@ -196,6 +197,27 @@ async def test_an_issuer_stays_while_a_recorded_certificate_of_it_lives(machine:
     assert await machine.run_after(23 * DAY) == ["retired", "active"]
     assert await machine.run_after(last - machine.clock.now - HOUR) == ["retired", "active"]
     assert await machine.run_after(2 * HOUR) == ["gone", "active"]
+
+
+async def test_an_issuer_stays_for_certificates_without_a_record_though_max_ttl_was_shortened(
+    machines: tuple[Machine, Machine],
+):
+    machine, _ = machines
+    await machine.run_after(HOUR)
+    await machine.succession.note_longest_leaf()
+    await machine.run_after(71 * DAY)
+    restarted = Machine(machine.store, machine.succession._keyring, machine.clock, None)
+    restarted.rotator._rules = replace(RULES, longest_leaf=HOUR)
+    restarted.succession._rules = restarted.rotator._rules
+    await restarted.succession.note_longest_leaf()  # which makes it no shorter
+    assert await machine.run_after(23 * DAY) == ["retired", "active"]
+    await restarted.succession.note_longest_leaf()
+    assert await restarted.run_after(23 * HOUR) == ["retired", "active"]
+    first, second = sorted((await machine.store.load_issuers())[1], key=lambda r: r.created_at)
+    with pytest.raises(PreconditionFailed, match="may live until"):
+        await restarted.succession.remove(first.name)
+    assert (first.longest_leaf, second.longest_leaf) == (DAY, HOUR)
+    assert await restarted.run_after(2 * HOUR) == ["gone", "active"]
 
 
 async def test_an_upstream_that_fails_for_ever_makes_one_key_in_all(

@@ -30,6 +30,9 @@ __all__ = [
 
 _SPIRE_PREPARE: Final = timedelta(days=30)
 _SPIRE_ACTIVATE: Final = timedelta(days=7)
+# How much longer than it has to an issuer is kept: for a replica that has not heard yet that
+# it retired (`IssuerBook` bounds that), and for clocks that are some minutes apart.
+_GRACE: Final = timedelta(minutes=10)
 
 
 class RotationStep(StrEnum):
@@ -276,8 +279,10 @@ def may_go_from(
         return None  # its certificate is renewed
     if row.state is IssuerState.NEXT or row.retired_at is None:
         return term.end
-    last = max(row.retired_at + rules.longest_leaf, latest_leaf or row.retired_at)
-    return min(term.end, last)
+    # As it was when it signed: 'max_ttl' may have been shortened since.
+    longest = max(rules.longest_leaf, row.longest_leaf or timedelta(0))
+    last = max(row.retired_at + longest, latest_leaf or row.retired_at)
+    return min(term.end, last + min(_GRACE, longest))
 
 
 def _time(moment: datetime) -> str:

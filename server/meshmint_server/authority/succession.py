@@ -71,6 +71,21 @@ class Succession:
         _, rows = await self._store.load_issuers()
         return decide(rows, self._clock(), self._rules)
 
+    async def note_longest_leaf(self) -> None:
+        """Has the active issuer stay long enough for what is signed here without a record.
+
+        Every worker does so before it signs, and again when another issuer is active.
+
+        Raises:
+            StoreUnavailable: The database does not answer.
+        """
+        _, rows = await self._store.load_issuers()
+        longest = self._rules.longest_leaf
+        for row in rows:
+            known = row.longest_leaf
+            if row.state is IssuerState.ACTIVE and (known is None or known < longest):
+                await self._store.note_longest_leaf(longest)
+
     async def prepare(
         self,
         name: str | None = None,
