@@ -342,12 +342,42 @@ async def test_in_an_emergency_nobody_waits_for_a_root_to_be_known(room: Room):
     assert row.state is IssuerState.ACTIVE
 
 
-async def test_an_active_issuer_does_not_move_below_a_root_that_nobody_knows(room: Room):
+async def test_an_active_issuer_does_not_leave_the_root_that_it_has_signed_below(room: Room):
     old, new = make_root(), make_root()
     csr = await room.request()
     await room.import_(pem(old.sign(csr), old.certificate))
-    with pytest.raises(PreconditionFailed, match="has to be published until"):
-        await room.import_(pem(new.sign(csr, lifetime=700 * DAY), new.certificate))
+    moved = pem(new.sign(csr, lifetime=700 * DAY), new.certificate)
+    (reason,) = await room.reasons(moved, at_once=True)
+    assert "A new root needs a new issuer" in reason
+
+
+async def test_an_active_issuer_does_not_end_earlier_than_its_certificates_may(room: Room):
+    root = make_root()
+    csr = await room.request()
+    await room.import_(pem(root.sign(csr, lifetime=100 * DAY), root.certificate))
+    shorter = pem(root.sign(csr, lifetime=99 * DAY), root.certificate)
+    (reason,) = await room.reasons(shorter, at_once=True)
+    assert "certificates of it may live longer" in reason
+
+
+async def test_an_active_issuer_moves_to_its_root_as_issued_anew_at_once(room: Room):
+    root = make_root()
+    csr = await room.request()
+    await room.import_(pem(root.sign(csr), root.certificate))
+    again = make_root(key=root.key, subject=root.certificate.subject)
+    row = await room.import_(pem(root.sign(csr, lifetime=700 * DAY), again.certificate))
+    assert (row.state, row.published_at) == (IssuerState.ACTIVE, NOW)
+    assert row.roots == (again.certificate.public_bytes(Encoding.DER),)
+
+
+async def test_a_damaged_issuer_keeps_no_other_from_being_imported(room: Room):
+    root = make_root()
+    row = await room.import_(pem(root.sign(await room.request("mesh-1")), root.certificate))
+    await room.store.put_issuer(replace(row, certificate=b"broken"))
+    row = await room.import_(
+        pem(root.sign(await room.request("mesh-2")), root.certificate), activate=True
+    )
+    assert row.state is IssuerState.ACTIVE
 
 
 async def test_a_retired_issuer_is_not_imported_again(room: Room):

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 __all__ = [
     "BrokenPath",
     "Path",
+    "anchor_of",
     "fault_of_signature",
     "find_path",
     "has_signed",
@@ -76,6 +79,21 @@ def find_path(certificate: x509.Certificate, given: Sequence[x509.Certificate]) 
 def is_self_signed(certificate: x509.Certificate) -> bool:
     """Whether a certificate's own key signed it."""
     return certificate.subject == certificate.issuer and has_signed(certificate, certificate)
+
+
+@lru_cache(maxsize=256)
+def anchor_of(root: bytes) -> tuple[bytes, bytes]:
+    """What verifiers trust of a root, DER: name and key (RFC 5280 section 6.1.1).
+
+    A root that is issued anew with its key is the same anchor. One that cannot be read is one
+    of its own.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(root)
+        key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, UnsupportedAlgorithm):
+        return root, b""
+    return certificate.subject.public_bytes(), key
 
 
 def shown(certificate: x509.Certificate) -> str:

@@ -15,6 +15,7 @@ from typing import Final
 
 from cryptography import x509
 
+from meshmint_server.authority.path import anchor_of
 from meshmint_server.store import IssuerRow, IssuerState
 
 __all__ = [
@@ -253,13 +254,16 @@ def known_from(row: IssuerRow, rows: Sequence[IssuerRow], rules: RotationRules) 
     below which the active issuer signs is in use already.
     """
     publishers = [row, *(one for one in rows if one.state.is_published)]
-    in_use = {root for one in rows if one.state is IssuerState.ACTIVE for root in one.roots}
+    in_use = {anchor for one in rows if one.state is IssuerState.ACTIVE for anchor in _anchors(one)}
     since = [
-        min(one.published_at or one.created_at for one in publishers if root in one.roots)
-        for root in row.roots
-        if root not in in_use
+        min(one.published_at or one.created_at for one in publishers if anchor in _anchors(one))
+        for anchor in _anchors(row) - in_use
     ]
     return max(since) + rules.publish_for if since else row.created_at
+
+
+def _anchors(row: IssuerRow) -> set[tuple[bytes, bytes]]:
+    return {anchor_of(root) for root in row.roots}
 
 
 def may_go_from(
