@@ -422,6 +422,48 @@ async def test_a_clock_that_is_not_the_databases_is_not_believed(
     assert await machine.run_after(HOUR) == []
 
 
+async def test_operators_on_a_machine_with_another_clock_are_refused(
+    machine: Machine, upstream: Root, monkeypatch: pytest.MonkeyPatch
+):
+    await machine.run_after(HOUR)
+    row, csr = await machine.succession.prepare("new")
+    upstream.lifetime = 200 * DAY
+    material = [await upstream.sign(csr)]
+
+    async def other(_: Store) -> datetime:
+        return machine.clock.now - timedelta(days=2)
+
+    refused = pytest.raises(PreconditionFailed, match="Set the wrong one")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "clock", other)
+        with refused:
+            await machine.succession.import_(material)
+    await machine.succession.import_(material)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "clock", other)
+        with refused:
+            await machine.succession.activate(row.name, at_once=True)
+        with refused:
+            await machine.succession.remove(row.name, at_once=True)
+    assert (await machine.states())["new"] == "next"
+
+
+async def test_beside_sqlite_nothing_ends_in_the_first_minutes_of_a_service(
+    machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+):
+    machine, restarted = machines
+    for time in (HOUR, 71 * DAY, 23 * DAY):
+        await machine.run_after(time)
+
+    async def none(_: Store) -> None:
+        return None
+
+    monkeypatch.setattr(Store, "clock", none)
+    assert await restarted.run_after(2 * DAY) == ["retired", "active"]
+    assert await restarted.run_after(timedelta(minutes=9)) == ["retired", "active"]
+    assert await restarted.run_after(timedelta(minutes=1)) == ["gone", "active"]
+
+
 async def test_a_key_that_does_not_sign_does_not_take_over(machine: Machine, tmp_path: Path):
     await machine.run_after(HOUR)
     before = set((tmp_path / "keys").iterdir())

@@ -22,7 +22,7 @@ from meshmint_server.authority.rotation import (
     may_go_from,
 )
 from meshmint_server.authority.rotation_words import describe_rotation
-from meshmint_server.authority.succession import Succession
+from meshmint_server.authority.succession import LARGEST_DIFFERENCE, Succession
 from meshmint_server.errors import MeshmintError, StoreUnavailable
 from meshmint_server.store import IssuerRow, Store
 
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 _FIRST_REST: Final = 1.0
 _LONGEST_REST: Final = 600.0
 # An issuer that goes does not come back, so a clock that jumps is not believed at once.
-_JUMP: Final = timedelta(minutes=1)
+_JUMP: Final = LARGEST_DIFFERENCE
 _SECONDS_AFTER_JUMP: Final = 600.0
 
 
@@ -76,6 +76,7 @@ class Rotator:
         self._rests_until = 0.0
         self._rest = 0.0
         self._doubts_until = 0.0
+        self._ends_from = 0.0
         self._reported: tuple[object, ...] | None = None
         self._last_leaves: dict[str, datetime] = {}
 
@@ -93,7 +94,8 @@ class Rotator:
         self._report(rotation, now)
         if self._monotonic() >= self._rests_until and await self._step(rotation, revision, now):
             return  # what was read is past: the next run looks anew
-        await self._end_those_unused(rows, revision, now)
+        if self._monotonic() >= self._ends_from:
+            await self._end_those_unused(rows, revision, now)
 
     async def _step(self, rotation: Rotation, revision: int, now: datetime) -> bool:
         """Does the step if it is due, and if it is the service's; whether it was tried."""
@@ -167,6 +169,9 @@ class Rotator:
                     seconds=round(jump.total_seconds()),
                 )
         there = await self._store.clock()
+        if before is None and there is None:
+            # A machine may start with a clock that is only set by and by.
+            self._ends_from = present + _SECONDS_AFTER_JUMP
         if there is not None and abs(there - now) > _JUMP:
             self._doubts_until = present + _SECONDS_AFTER_JUMP
             log.warning(

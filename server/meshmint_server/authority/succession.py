@@ -7,7 +7,8 @@ of rules holds for all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 from cryptography import x509
 
@@ -21,7 +22,10 @@ from meshmint_server.keys import KeyAlgorithmName, Keys, key_algorithm_of, load_
 from meshmint_server.spiffe import TrustDomain
 from meshmint_server.store import IssuerRow, IssuerState, Store
 
-__all__ = ["Succession"]
+__all__ = ["LARGEST_DIFFERENCE", "Succession"]
+
+LARGEST_DIFFERENCE: Final = timedelta(minutes=1)
+"""Between two clocks that are believed."""
 
 
 class Succession:
@@ -140,7 +144,7 @@ class Succession:
             self._store,
             self._keyring,
             material,
-            now=self._clock(),
+            now=await self._agreed_time(),
             trust_domain=self._trust_domain,
             rules=self._rules,
             name=name,
@@ -174,7 +178,7 @@ class Succession:
                 "become active: the next one, or a retired one once more.",
                 reason="ISSUER_NOT_NEXT",
             )
-        row = activated(row, rows, self._clock(), self._rules, at_once=at_once)
+        row = activated(row, rows, await self._agreed_time(), self._rules, at_once=at_once)
         # A key is handed out only after it has signed: an issuer that cannot must not take over.
         await self._keyring.open(row.key_uri, row.public_key)
         if not await self._store.put_issuer(row, at_revision=revision):
@@ -212,10 +216,26 @@ class Succession:
         if row.retired_at is not None:
             # Responders answer for it until it goes, and so are no reason to stay.
             latest = await self.latest_leaf(name)
-        row = gone(row, latest, self._clock(), self._rules, at_once=at_once)
+        row = gone(row, latest, await self._agreed_time(), self._rules, at_once=at_once)
         if not await self._store.put_issuer(row, at_revision=revision):
             raise changed_meanwhile()
         return row
+
+    async def _agreed_time(self) -> datetime:
+        """The present, as this machine and the database have it.
+
+        Operators may be on machines whose clocks nobody minds, and since when an issuer is
+        published or retired decides when everybody is held to know it, or not to need it.
+        """
+        now = self._clock()
+        there = await self._store.clock()
+        if there is not None and abs(there - now) > LARGEST_DIFFERENCE:
+            raise PreconditionFailed(
+                f"This machine's clock says {now:%Y-%m-%dT%H:%M:%SZ}, and the database's "
+                f"{there:%Y-%m-%dT%H:%M:%SZ}. Set the wrong one, and try again.",
+                reason="CLOCKS_DIFFER",
+            )
+        return now
 
     async def _load(self, at_revision: int | None) -> tuple[int, tuple[IssuerRow, ...]]:
         revision, rows = await self._store.load_issuers()
