@@ -481,6 +481,50 @@ def test_a_key_set_that_holds_no_key_is_an_error(patient: Patient, content: str)
     assert [finding.subject for finding in bad] == ["authenticator cluster"]
 
 
+def another_cluster(patient: Patient, **changes: str) -> None:
+    settings = patient.config["authenticators"][0]
+    other = {**settings, "name": "west", "issuer": "https://west.example", **changes}
+    patient.change_config(authenticators=[settings, other])
+
+
+def test_clusters_with_the_same_spiffe_ids_are_a_warning(patient: Patient) -> None:
+    # However it is spelled.
+    same = "spiffe://{trust_domain}/ns/{kubernetes.namespace}/sa/{service_account}"
+    another_cluster(patient, spiffe_id=same)
+
+    ((level, subject, message),) = patient.bad(0)
+
+    assert (level, subject) == ("warning", "authenticators")
+    assert "'cluster' and 'west' make SPIFFE IDs by the same template" in message
+    another_cluster(
+        patient, spiffe_id="spiffe://{trust_domain}/west/ns/{namespace}/sa/{service_account}"
+    )
+    assert patient.bad(0) == []
+
+
+def test_an_upstream_that_others_can_write_or_that_is_not_there_is_an_error(
+    patient: Patient,
+) -> None:
+    directory = patient.directory / "upstream"
+    directory.mkdir(0o755)
+    script = directory / "sign"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+
+    def bad(*command: object) -> list[tuple[str, str, str]]:
+        patient.change_config(rotation={"upstream": {"command": [*map(str, command)]}})
+        return [one for one in patient.bad(1) if one[1] == "upstream"]
+
+    patient.change_config(rotation={"upstream": {"command": [str(script)]}})
+    assert patient.bad(0) == []
+    ((level, _, message),) = bad(directory / "gone")
+    assert (level, "cannot be executed" in message) == ("error", True)
+    script.chmod(0o777)
+    for command in ((script,), ("/bin/sh", script)):
+        ((level, _, message),) = bad(*command)
+        assert (level, message) == ("error", f"{script} can be written by every user (mode 0777).")
+
+
 def use_tls_files(patient: Patient, section: str = "tls") -> Path:
     """Has a listener show a certificate from files; returns its key's."""
     certificate, key = patient.directory / "tls.pem", patient.directory / "tls.key"

@@ -11,10 +11,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import yaml
 from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from meshmint.v1 import certificate_service_pb2 as pb
@@ -280,6 +282,22 @@ def test_broken_configuration_at_sighup_keeps_the_old_one(service_factory: Servi
         wait_for(lambda: "nonsense" in service.whole_log())
         assert service.worker_pids() == before
         assert service.stub.GetChain(pb.GetChainRequest(), timeout=10).chain
+
+
+def test_the_log_warns_once_of_clusters_with_the_same_spiffe_ids(tmp_path: Path) -> None:
+    service = Service(tmp_path / "service", workers=2)
+    (one,) = yaml.safe_load(service.config_path.read_text())["authenticators"]
+    service.change_config(
+        authenticators=[one, {**one, "name": "west", "issuer": "https://west.example"}]
+    )
+    service.start()
+    try:
+        told = [line for line in service.log_lines() if line["event"] == "odd configuration"]
+    finally:
+        service.stop()
+    assert len(told) == 1
+    assert "make SPIFFE IDs by the same template" in told[0]["problem"]
+    assert "'spiffe_id' of its own" in told[0]["advice"]
 
 
 def test_second_server_on_the_same_port_is_refused(service_factory: ServiceFactory) -> None:
