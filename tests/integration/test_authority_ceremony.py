@@ -700,6 +700,16 @@ async def test_a_sha1_signature_is_refused(room: Room, tmp_path: Path):
     assert any("is signed with SHA1" in reason for reason in reasons)
 
 
+@pytest.mark.parametrize("digest", [hashes.SHA224(), hashes.SHA3_256()])
+async def test_a_signature_that_many_verifiers_do_not_know_is_refused(
+    room: Room, digest: hashes.HashAlgorithm
+):
+    root = make_root()
+    own = root.sign(await room.request(), digest=digest)
+    (reason,) = await room.reasons(pem(own, root.certificate))
+    assert "which many verifiers do not know" in reason
+
+
 async def test_a_changed_certificate_is_refused(room: Room):
     root = make_root()
     own = root.sign(await room.request())

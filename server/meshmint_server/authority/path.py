@@ -24,7 +24,9 @@ __all__ = [
     "shown",
 ]
 
-_WEAK_HASHES = frozenset({"md5", "sha1"})
+_BROKEN_HASHES = frozenset({"md5", "sha1"})
+# Go and BoringSSL, and so Envoy and Istio, verify no others.
+_KNOWN_HASHES = frozenset({"sha256", "sha384", "sha512"})
 
 
 class BrokenPath(Exception):
@@ -116,9 +118,10 @@ def fault_of_signature(certificate: x509.Certificate) -> str | None:
         digest = certificate.signature_hash_algorithm
     except UnsupportedAlgorithm:
         return f"{shown(certificate)} is signed with an algorithm that is not supported."
-    if digest is not None and digest.name in _WEAK_HASHES:
-        return f"{shown(certificate)} is signed with {digest.name.upper()}, which is broken."
-    return None
+    if digest is None or digest.name in _KNOWN_HASHES:
+        return None
+    fault = "is broken" if digest.name in _BROKEN_HASHES else "many verifiers do not know"
+    return f"{shown(certificate)} is signed with {digest.name.upper()}, which {fault}."
 
 
 def _issuers_of(
