@@ -35,6 +35,7 @@ from meshmint_server.cli.doctor.crls import check_crls
 from meshmint_server.cli.doctor.finding import Level
 from meshmint_server.cli.doctor.tls import check_bundle_endpoint, check_tls
 from meshmint_server.config import Config
+from meshmint_server.grpc_api.issuer_messages import issuer_message
 from meshmint_server.store import CrlKind, CrlRow, IssuerState
 from support.rows import issuer_row
 from support.service import ADMIN, Service, free_port, sign_intermediate
@@ -429,6 +430,21 @@ def test_a_damaged_issuer_row_is_an_error(patient: Patient) -> None:
     patient.change_store("UPDATE issuers SET state = 'nonsense'")
 
     assert ("error", "store") in [bad[:2] for bad in patient.bad(1)]
+
+
+def test_a_damaged_issuer_can_still_be_listed(patient: Patient) -> None:
+    patient.change_store("UPDATE issuers SET certificate = ?", b"broken")
+    done = subprocess.run(
+        [sys.executable, "-m", "meshmint_server.cli", "ca", "show", "-c", patient.config_file],
+        env=patient.environment, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Issuer      issuer-1 (active)")
+    with closing(sqlite3.connect(patient.database)) as connection:
+        (uri,) = connection.execute("SELECT key_uri FROM issuers").fetchone()
+    row = issuer_row(name="damaged", certificate=b"broken", key_uri=uri)
+    message = issuer_message(row)
+    assert (message.name, message.certificate, message.key_uri) == ("damaged", "", uri)
 
 
 def test_an_unreadable_role_is_an_error_and_others_are_read(patient: Patient) -> None:
