@@ -418,8 +418,15 @@ async def test_a_clock_that_is_not_the_databases_is_not_believed(
     async def later(_: Store) -> datetime:
         return machine.clock.now + timedelta(minutes=2)
 
-    monkeypatch.setattr(Store, "clock", later)
-    assert await machine.run_after(HOUR) == []
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(Store, "clock", later)
+        for _ in range(20):
+            assert await machine.run_after(timedelta(minutes=1)) == []
+    assert [line["event"] for line in logs] == [
+        "the rotation waits: this clock and the database's differ"
+    ]
+    assert await machine.run_after(timedelta(minutes=9)) == []
+    assert await machine.run_after(timedelta(minutes=1)) == ["active"]
 
 
 async def test_operators_on_a_machine_with_another_clock_are_refused(

@@ -173,12 +173,13 @@ class Rotator:
             # A machine may start with a clock that is only set by and by.
             self._ends_from = present + _SECONDS_AFTER_JUMP
         if there is not None and abs(there - now) > _JUMP:
+            if present >= self._doubts_until:  # once, and not at every look
+                log.warning(
+                    "the rotation waits: this clock and the database's differ",
+                    here=now.isoformat(),
+                    there=there.isoformat(),
+                )
             self._doubts_until = present + _SECONDS_AFTER_JUMP
-            log.warning(
-                "the rotation waits: this clock and the database's differ",
-                here=now.isoformat(),
-                there=there.isoformat(),
-            )
         return present >= self._doubts_until
 
     def _report(self, rotation: Rotation, now: datetime) -> None:
