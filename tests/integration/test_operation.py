@@ -6,11 +6,13 @@ import concurrent.futures
 import json
 import re
 import signal
+import sqlite3
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -247,12 +249,20 @@ def test_upkeep_moves_to_another_replica_when_its_own_ends(
             wait_for(lambda: len(leaders(second)) == 1)
 
 
+def longest_leaf(service: Service) -> float:
+    """Seconds that certificates of the issuer may live, as the store has it."""
+    with closing(sqlite3.connect(service.directory / "meshmint.db")) as connection:
+        (microseconds,) = connection.execute("SELECT longest_leaf FROM issuers").fetchone()
+    return float(microseconds / 1e6)
+
+
 def test_sighup_takes_a_new_configuration_without_a_failed_request(
     service_factory: ServiceFactory,
 ) -> None:
     with service_factory.start() as service:
         role = service.put_role({"spiffe": "own", "key_type": "ec", "ttl": "2h"})
         before = service.worker_pids()
+        kept_for = longest_leaf(service)
         service.change_config(max_ttl="1h", default_ttl="1h")
         service.process.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + 40
@@ -272,6 +282,8 @@ def test_sighup_takes_a_new_configuration_without_a_failed_request(
             )
         lifetime = response.not_after.seconds - response.not_before.seconds
         assert lifetime <= 3600 + 60
+        # The issuer stays for as long as what it signed before, on record or not.
+        assert longest_leaf(service) == kept_for > 3600
 
 
 def test_broken_configuration_at_sighup_keeps_the_old_one(service_factory: ServiceFactory) -> None:
