@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from meshmint.admin import AdminClient, AsyncAdminClient
     from meshmint.admin_operations import (
-        Issuer,
         Page,
         PutRoleResult,
         Record,
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
         UnsafeTransport,
         Violation,
     )
+    from meshmint.issuer_operations import Issuer, PreparedIssuer, Rotation
     from meshmint.keys import KeyAlgorithm, PrivateKey, generate_key, make_csr, private_key_pem
     from meshmint.requests import CertificateOptions, CsrSource
     from meshmint.results import (
@@ -85,6 +85,7 @@ __all__ = [
     "Page",
     "PemSource",
     "PermissionDenied",
+    "PreparedIssuer",
     "PrivateKey",
     "PutRoleResult",
     "Record",
@@ -93,6 +94,7 @@ __all__ = [
     "RetryPolicy",
     "Revocation",
     "RevocationReason",
+    "Rotation",
     "SignedCertificate",
     "Svid",
     "TokenFile",
@@ -115,7 +117,6 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "AsyncAdminClient",
     ),
     "admin_operations": (
-        "Issuer",
         "Page",
         "PutRoleResult",
         "Record",
@@ -140,6 +141,11 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "Unimplemented",
         "UnsafeTransport",
         "Violation",
+    ),
+    "issuer_operations": (
+        "Issuer",
+        "PreparedIssuer",
+        "Rotation",
     ),
     "keys": (
         "KeyAlgorithm",

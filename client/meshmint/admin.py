@@ -11,8 +11,10 @@ from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
 from meshmint import admin_operations as operations
-from meshmint.admin_operations import Issuer, Page, PutRoleResult, Record, RecordFilter
+from meshmint import issuer_operations
+from meshmint.admin_operations import Page, PutRoleResult, Record, RecordFilter
 from meshmint.calls import AsyncCalls, Calls, Settings
+from meshmint.issuer_operations import Issuer, PreparedIssuer, Rotation
 from meshmint.retry import RetryPolicy
 from meshmint.roles import RoleDocument
 from meshmint.tls import ClientCertificate, PemSource
@@ -35,7 +37,7 @@ class AdminOptions(TypedDict, total=False):
 
 
 class AdminClient:
-    """Manages roles and looks at issuers and records. Use it as a context manager."""
+    """Manages roles and issuers, and looks at records. Use it as a context manager."""
 
     def __init__(self, target: str, **options: Unpack[AdminOptions]) -> None:
         """Checks the settings; the first call connects. Arguments as those of Client."""
@@ -68,11 +70,66 @@ class AdminClient:
 
     def list_issuers(self, *, page_size: int = 0, page_token: str = "") -> Page[Issuer]:
         """Returns a page of the issuers, by name."""
-        return self._calls.run(operations.list_issuers(page_size, page_token))
+        return self._calls.run(issuer_operations.list_issuers(page_size, page_token))
 
     def get_issuer(self, name: str) -> Issuer:
         """Returns one issuer. Raises NotFound if there is none."""
-        return self._calls.run(operations.get_issuer(name))
+        return self._calls.run(issuer_operations.get_issuer(name))
+
+    def get_rotation(self) -> Rotation:
+        """Returns how far the succession of the active issuer is, and what comes next."""
+        return self._calls.run(issuer_operations.get_rotation())
+
+    def prepare_issuer(
+        self, name: str = "", *, algorithm: str = "", common_name: str = ""
+    ) -> PreparedIssuer:
+        """Makes an issuer that waits for its certificate: a key where the server has them.
+
+        Asked again for one that waits, or has not signed yet, it makes a CSR for the same key.
+
+        Args:
+            name: Its name; empty: the one that waits already, or one of the date.
+            algorithm: Kind of key, such as ``ec-p256``; empty: as configured there.
+            common_name: CN of the subject; empty: made of the name.
+        """
+        return self._calls.run(issuer_operations.prepare_issuer(name, algorithm, common_name))
+
+    def import_issuer(self, certificates: str, *, name: str = "") -> Issuer:
+        """Brings the certificate of an issuer, which is then next, or active if no other is.
+
+        Args:
+            certificates: The certificate, those above it and the root: PEM, in any order.
+            name: The issuer; empty: found by its key.
+
+        Raises:
+            InvalidArgument: They do not fit, with every reason as a violation.
+        """
+        return self._calls.run(issuer_operations.import_issuer(certificates, name))
+
+    def activate_issuer(self, name: str, *, at_once: bool = False) -> Issuer:
+        """Has an issuer sign from now on, and the active one retire.
+
+        Args:
+            name: The next issuer (`Rotation.next`), or a retired one that signs again.
+            at_once: Although not everybody can know its root yet, and even if it ends before
+                the active one: for an emergency.
+
+        Raises:
+            FailedPrecondition: It must not sign, or not yet.
+        """
+        return self._calls.run(issuer_operations.activate_issuer(name, at_once))
+
+    def remove_issuer(self, name: str, *, at_once: bool = False) -> Issuer:
+        """Stops publishing an issuer: a retired one, or one that was never used.
+
+        Args:
+            name: The issuer.
+            at_once: Even though certificates live that chain to it: they all stop to verify.
+
+        Raises:
+            FailedPrecondition: It signs, or certificates live that chain to it.
+        """
+        return self._calls.run(issuer_operations.remove_issuer(name, at_once))
 
     def list_records(
         self, *, page_size: int = 0, page_token: str = "", **only: Unpack[RecordFilter]
@@ -125,11 +182,33 @@ class AsyncAdminClient:
 
     async def list_issuers(self, *, page_size: int = 0, page_token: str = "") -> Page[Issuer]:
         """Returns a page of the issuers, by name."""
-        return await self._calls.run(operations.list_issuers(page_size, page_token))
+        return await self._calls.run(issuer_operations.list_issuers(page_size, page_token))
 
     async def get_issuer(self, name: str) -> Issuer:
         """Returns one issuer. Raises NotFound if there is none."""
-        return await self._calls.run(operations.get_issuer(name))
+        return await self._calls.run(issuer_operations.get_issuer(name))
+
+    async def get_rotation(self) -> Rotation:
+        """Returns how far the succession is; see AdminClient.get_rotation."""
+        return await self._calls.run(issuer_operations.get_rotation())
+
+    async def prepare_issuer(
+        self, name: str = "", *, algorithm: str = "", common_name: str = ""
+    ) -> PreparedIssuer:
+        """Makes an issuer that waits for its certificate; see AdminClient.prepare_issuer."""
+        return await self._calls.run(issuer_operations.prepare_issuer(name, algorithm, common_name))
+
+    async def import_issuer(self, certificates: str, *, name: str = "") -> Issuer:
+        """Brings the certificate of an issuer; see AdminClient.import_issuer."""
+        return await self._calls.run(issuer_operations.import_issuer(certificates, name))
+
+    async def activate_issuer(self, name: str, *, at_once: bool = False) -> Issuer:
+        """Has an issuer sign from now on; see AdminClient.activate_issuer."""
+        return await self._calls.run(issuer_operations.activate_issuer(name, at_once))
+
+    async def remove_issuer(self, name: str, *, at_once: bool = False) -> Issuer:
+        """Stops publishing an issuer; see AdminClient.remove_issuer."""
+        return await self._calls.run(issuer_operations.remove_issuer(name, at_once))
 
     async def list_records(
         self, *, page_size: int = 0, page_token: str = "", **only: Unpack[RecordFilter]

@@ -1,4 +1,4 @@
-"""Every call of AdminService as a value, and what it returns. No I/O in here."""
+"""The calls of AdminService on roles and records as values, and their results. No I/O in here."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from meshmint.roles import RoleDocument, role_document, role_message
 from meshmint.v1 import admin_service_pb2 as pb
 from meshmint.v1 import role_pb2
 
-__all__ = ["Issuer", "Page", "PutRoleResult", "Record", "RecordFilter"]
+__all__ = ["Page", "PutRoleResult", "Record", "RecordFilter"]
 
 _Result = TypeVar("_Result")
 _Item = TypeVar("_Item")
 
 RoleChange = Literal["created", "updated", "unchanged"]
-IssuerState = Literal["pending", "next", "active", "retired", "gone"]
 
 _SERVICE = "/meshmint.v1.AdminService/"
 
@@ -54,35 +53,6 @@ class PutRoleResult:
     role: RoleDocument
     change: RoleChange
     warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Issuer:
-    """A CA certificate with its chain and where its key is.
-
-    Attributes:
-        name: Name, unique.
-        state: ``pending``, ``next``, ``active``, ``retired`` or ``gone``.
-        key_uri: Where the key is; never a secret.
-        certificate_pem: The certificate; empty while pending.
-        chain_pem: The certificates above it, root left out.
-        trust_bundle_pem: The roots that it chains to.
-        subject: Subject in RFC 4514 form.
-        serial_number: Lower-case hexadecimal.
-        not_before: Start of the validity, UTC; None while pending.
-        not_after: End of the validity, UTC; None while pending.
-    """
-
-    name: str
-    state: IssuerState
-    key_uri: str
-    certificate_pem: str = field(repr=False)
-    chain_pem: tuple[str, ...] = field(repr=False)
-    trust_bundle_pem: tuple[str, ...] = field(repr=False)
-    subject: str
-    serial_number: str
-    not_before: datetime | None
-    not_after: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +123,7 @@ class RecordFilter(TypedDict, total=False):
     expires_before: datetime
 
 
-def _operation(
+def admin_operation(
     name: str,
     request: Message,
     answer: Callable[[bytes], Any],
@@ -173,7 +143,7 @@ def put_role(role: RoleDocument, validate_only: bool) -> Operation[PutRoleResult
         change = changes.get(answer.change, "updated")
         return PutRoleResult(role_document(answer.role), change, tuple(answer.warnings))
 
-    return _operation(
+    return admin_operation(
         "PutRole",
         pb.PutRoleRequest(role=role_message(role), validate_only=validate_only),
         pb.PutRoleResponse.FromString,
@@ -183,7 +153,7 @@ def put_role(role: RoleDocument, validate_only: bool) -> Operation[PutRoleResult
 
 def get_role(name: str) -> Operation[RoleDocument]:
     request = pb.GetRoleRequest(name=name)
-    return _operation("GetRole", request, role_pb2.Role.FromString, role_document)
+    return admin_operation("GetRole", request, role_pb2.Role.FromString, role_document)
 
 
 def list_roles(size: int, token: str) -> Operation[Page[RoleDocument]]:
@@ -191,25 +161,12 @@ def list_roles(size: int, token: str) -> Operation[Page[RoleDocument]]:
         return Page(tuple(map(role_document, answer.roles)), answer.next_page_token)
 
     request = pb.ListRolesRequest(page_size=size, page_token=token)
-    return _operation("ListRoles", request, pb.ListRolesResponse.FromString, result)
+    return admin_operation("ListRoles", request, pb.ListRolesResponse.FromString, result)
 
 
 def delete_role(name: str, allow_missing: bool) -> Operation[None]:
     request = pb.DeleteRoleRequest(name=name, allow_missing=allow_missing)
-    return _operation("DeleteRole", request, Empty.FromString, lambda _: None)
-
-
-def list_issuers(size: int, token: str) -> Operation[Page[Issuer]]:
-    def result(answer: pb.ListIssuersResponse) -> Page[Issuer]:
-        return Page(tuple(map(_issuer, answer.issuers)), answer.next_page_token)
-
-    request = pb.ListIssuersRequest(page_size=size, page_token=token)
-    return _operation("ListIssuers", request, pb.ListIssuersResponse.FromString, result)
-
-
-def get_issuer(name: str) -> Operation[Issuer]:
-    request = pb.GetIssuerRequest(name=name)
-    return _operation("GetIssuer", request, pb.Issuer.FromString, _issuer)
+    return admin_operation("DeleteRole", request, Empty.FromString, lambda _: None)
 
 
 def list_records(size: int, token: str, only: RecordFilter) -> Operation[Page[Record]]:
@@ -222,33 +179,12 @@ def list_records(size: int, token: str, only: RecordFilter) -> Operation[Page[Re
     }
     request = pb.ListRecordsRequest(page_size=size, page_token=token)
     request.filter.CopyFrom(pb.RecordFilter(**fields))  # type: ignore[arg-type]
-    return _operation("ListRecords", request, pb.ListRecordsResponse.FromString, result)
+    return admin_operation("ListRecords", request, pb.ListRecordsResponse.FromString, result)
 
 
 def get_record(serial_number: str) -> Operation[Record]:
     request = pb.GetRecordRequest(serial_number=serial_number)
-    return _operation("GetRecord", request, pb.Record.FromString, _record)
-
-
-def _issuer(answer: pb.Issuer) -> Issuer:
-    states: dict[int, IssuerState] = {
-        pb.ISSUER_STATE_NEXT: "next",
-        pb.ISSUER_STATE_ACTIVE: "active",
-        pb.ISSUER_STATE_RETIRED: "retired",
-        pb.ISSUER_STATE_GONE: "gone",
-    }
-    return Issuer(
-        name=answer.name,
-        state=states.get(answer.state, "pending"),
-        key_uri=answer.key_uri,
-        certificate_pem=answer.certificate,
-        chain_pem=tuple(answer.chain),
-        trust_bundle_pem=tuple(answer.trust_bundle),
-        subject=answer.subject,
-        serial_number=answer.serial_number,
-        not_before=moment(answer.not_before) if answer.HasField("not_before") else None,
-        not_after=moment(answer.not_after) if answer.HasField("not_after") else None,
-    )
+    return admin_operation("GetRecord", request, pb.Record.FromString, _record)
 
 
 def _record(answer: pb.Record) -> Record:

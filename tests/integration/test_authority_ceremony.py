@@ -194,7 +194,7 @@ async def test_a_whole_subject_can_be_given(room: Room):
 
 async def test_a_waiting_issuer_keeps_its_kind_of_key(room: Room):
     await room.request(algorithm="ec-p256")
-    with pytest.raises(InvalidRequest, match="waits for its certificate with a key of the kind"):
+    with pytest.raises(InvalidRequest, match="has a key already, of the kind ec-p256"):
         await room.request(algorithm="ec-p384")
 
 
@@ -342,12 +342,43 @@ async def test_in_an_emergency_nobody_waits_for_a_root_to_be_known(room: Room):
     assert row.state is IssuerState.ACTIVE
 
 
-async def test_an_active_issuer_does_not_move_below_a_root_that_nobody_knows(room: Room):
+async def test_an_active_issuer_does_not_leave_the_root_that_it_has_signed_below(room: Room):
     old, new = make_root(), make_root()
     csr = await room.request()
     await room.import_(pem(old.sign(csr), old.certificate))
-    with pytest.raises(PreconditionFailed, match="has to be published until"):
-        await room.import_(pem(new.sign(csr, lifetime=700 * DAY), new.certificate))
+    moved = pem(new.sign(csr, lifetime=700 * DAY), new.certificate)
+    (reason,) = await room.reasons(moved, at_once=True)
+    assert "has signed below another root" in reason
+    assert "A new root needs a new issuer" in reason
+
+
+async def test_an_active_issuer_does_not_end_earlier_than_its_certificates_may(room: Room):
+    root = make_root()
+    csr = await room.request()
+    await room.import_(pem(root.sign(csr, lifetime=100 * DAY), root.certificate))
+    shorter = pem(root.sign(csr, lifetime=99 * DAY), root.certificate)
+    (reason,) = await room.reasons(shorter, at_once=True)
+    assert "certificates of it may live longer" in reason
+
+
+async def test_an_active_issuer_moves_to_its_root_as_issued_anew_at_once(room: Room):
+    root = make_root()
+    csr = await room.request()
+    await room.import_(pem(root.sign(csr), root.certificate))
+    again = make_root(key=root.key, subject=root.certificate.subject)
+    row = await room.import_(pem(root.sign(csr, lifetime=700 * DAY), again.certificate))
+    assert (row.state, row.published_at) == (IssuerState.ACTIVE, NOW)
+    assert row.roots == (again.certificate.public_bytes(Encoding.DER),)
+
+
+async def test_a_damaged_issuer_keeps_no_other_from_being_imported(room: Room):
+    root = make_root()
+    row = await room.import_(pem(root.sign(await room.request("mesh-1")), root.certificate))
+    await room.store.put_issuer(replace(row, certificate=b"broken"))
+    row = await room.import_(
+        pem(root.sign(await room.request("mesh-2")), root.certificate), activate=True
+    )
+    assert row.state is IssuerState.ACTIVE
 
 
 async def test_a_retired_issuer_is_not_imported_again(room: Room):
@@ -668,6 +699,16 @@ async def test_a_sha1_signature_is_refused(room: Room, tmp_path: Path):
     )  # fmt: skip
     reasons = await room.reasons((tmp_path / "own.pem").read_bytes(), pem(root.certificate))
     assert any("is signed with SHA1" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("digest", [hashes.SHA224(), hashes.SHA3_256()])
+async def test_a_signature_that_many_verifiers_do_not_know_is_refused(
+    room: Room, digest: hashes.HashAlgorithm
+):
+    root = make_root()
+    own = root.sign(await room.request(), digest=digest)
+    (reason,) = await room.reasons(pem(own, root.certificate))
+    assert "which many verifiers do not know" in reason
 
 
 async def test_a_changed_certificate_is_refused(room: Room):

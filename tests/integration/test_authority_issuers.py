@@ -200,6 +200,32 @@ async def test_an_unreadable_issuer_does_not_take_the_others_along(
     assert book.active().name == "mesh-2"
 
 
+async def test_a_worker_that_cannot_ask_who_signs_stops_to_sign_after_minutes(
+    store: Store, keyring: KeyRing, monkeypatch: pytest.MonkeyPatch
+):
+    seconds = [0.0]
+    book = IssuerBook(store, keyring, TRUST_DOMAIN, monotonic=lambda: seconds[0])
+    await _add(store, keyring, "mesh-1")
+    await book.refresh()
+
+    async def away() -> int:
+        raise StoreUnavailable("The database does not answer.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "issuers_revision", away)
+        seconds[0] = 300.0
+        assert book.signing(None).name
+        seconds[0] = 301.0
+        with pytest.raises(StoreUnavailable):
+            await book.refresh()
+        with pytest.raises(StoreUnavailable) as refusal:
+            book.signing(None)
+        assert refusal.value.reason == "ISSUERS_NOT_CONFIRMED"
+        assert book.active().name  # what is known is still shown
+    await book.refresh()
+    assert book.signing(None).name
+
+
 async def test_a_store_that_is_away_leaves_the_issuers_as_they_were(
     book: IssuerBook, store: Store, keyring: KeyRing, tmp_path: Path
 ):

@@ -104,13 +104,15 @@ def test_the_lines_that_it_prints_work_in_another_terminal(
             assert done.returncode == 0, f"{step.command}\n{done.stdout}{done.stderr}"
             outputs.append(done.stdout)
 
-        services, issued, chain, records, python, openssl = outputs
+        services, issued, chain, records, python, openssl, revoked = outputs
         assert "meshmint.v1.CertificateService" in services.splitlines()
         assert json.loads(issued)["spiffe_id"] == SPIFFE_ID
         assert json.loads(chain)["trust_domain"] == "example.org"
         assert json.loads(records)["records"][0]["spiffe_id"] == SPIFFE_ID
         assert python.startswith(SPIFFE_ID)
         assert ": OK" in openssl
+        assert "cert.pem: good" in revoked
+        assert "cert.pem: OK" in revoked
         account = f"system:serviceaccount:{WORKLOAD.namespace}:{WORKLOAD.name}"
         development.wait_for(f"granted CertificateService/Issue  {account}")
         _assert_health_and_metrics(development.port + 1)

@@ -35,6 +35,7 @@ from meshmint_server.cli.doctor.crls import check_crls
 from meshmint_server.cli.doctor.finding import Level
 from meshmint_server.cli.doctor.tls import check_bundle_endpoint, check_tls
 from meshmint_server.config import Config
+from meshmint_server.grpc_api.issuer_messages import issuer_message
 from meshmint_server.store import CrlKind, CrlRow, IssuerState
 from support.rows import issuer_row
 from support.service import ADMIN, Service, free_port, sign_intermediate
@@ -431,6 +432,21 @@ def test_a_damaged_issuer_row_is_an_error(patient: Patient) -> None:
     assert ("error", "store") in [bad[:2] for bad in patient.bad(1)]
 
 
+def test_a_damaged_issuer_can_still_be_listed(patient: Patient) -> None:
+    patient.change_store("UPDATE issuers SET certificate = ?", b"broken")
+    done = subprocess.run(
+        [sys.executable, "-m", "meshmint_server.cli", "ca", "show", "-c", patient.config_file],
+        env=patient.environment, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Issuer      issuer-1 (active)")
+    with closing(sqlite3.connect(patient.database)) as connection:
+        (uri,) = connection.execute("SELECT key_uri FROM issuers").fetchone()
+    row = issuer_row(name="damaged", certificate=b"broken", key_uri=uri)
+    message = issuer_message(row)
+    assert (message.name, message.certificate, message.key_uri) == ("damaged", "", uri)
+
+
 def test_an_unreadable_role_is_an_error_and_others_are_read(patient: Patient) -> None:
     patient.change_store("""INSERT INTO roles VALUES ('broken', '{"name": "broken", "ttk": 1}')""")
 
@@ -479,6 +495,50 @@ def test_a_key_set_that_holds_no_key_is_an_error(patient: Patient, content: str)
     bad = [finding for finding in check_authenticators(config) if finding.level is Level.ERROR]
 
     assert [finding.subject for finding in bad] == ["authenticator cluster"]
+
+
+def another_cluster(patient: Patient, **changes: str) -> None:
+    settings = patient.config["authenticators"][0]
+    other = {**settings, "name": "west", "issuer": "https://west.example", **changes}
+    patient.change_config(authenticators=[settings, other])
+
+
+def test_clusters_with_the_same_spiffe_ids_are_a_warning(patient: Patient) -> None:
+    # However it is spelled.
+    same = "spiffe://{trust_domain}/ns/{kubernetes.namespace}/sa/{service_account}"
+    another_cluster(patient, spiffe_id=same)
+
+    ((level, subject, message),) = patient.bad(0)
+
+    assert (level, subject) == ("warning", "authenticators")
+    assert "'cluster' and 'west' make SPIFFE IDs by the same template" in message
+    another_cluster(
+        patient, spiffe_id="spiffe://{trust_domain}/west/ns/{namespace}/sa/{service_account}"
+    )
+    assert patient.bad(0) == []
+
+
+def test_an_upstream_that_others_can_write_or_that_is_not_there_is_an_error(
+    patient: Patient,
+) -> None:
+    directory = patient.directory / "upstream"
+    directory.mkdir(0o755)
+    script = directory / "sign"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+
+    def bad(*command: object) -> list[tuple[str, str, str]]:
+        patient.change_config(rotation={"upstream": {"command": [*map(str, command)]}})
+        return [one for one in patient.bad(1) if one[1] == "upstream"]
+
+    patient.change_config(rotation={"upstream": {"command": [str(script)]}})
+    assert patient.bad(0) == []
+    ((level, _, message),) = bad(directory / "gone")
+    assert (level, "cannot be executed" in message) == ("error", True)
+    script.chmod(0o777)
+    for command in ((script,), ("/bin/sh", script)):
+        ((level, _, message),) = bad(*command)
+        assert (level, message) == ("error", f"{script} can be written by every user (mode 0777).")
 
 
 def use_tls_files(patient: Patient, section: str = "tls") -> Path:

@@ -6,15 +6,19 @@ import concurrent.futures
 import json
 import re
 import signal
+import sqlite3
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import yaml
 from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from meshmint.v1 import certificate_service_pb2 as pb
@@ -245,12 +249,20 @@ def test_upkeep_moves_to_another_replica_when_its_own_ends(
             wait_for(lambda: len(leaders(second)) == 1)
 
 
+def longest_leaf(service: Service) -> float:
+    """Seconds that certificates of the issuer may live, as the store has it."""
+    with closing(sqlite3.connect(service.directory / "meshmint.db")) as connection:
+        (microseconds,) = connection.execute("SELECT longest_leaf FROM issuers").fetchone()
+    return float(microseconds / 1e6)
+
+
 def test_sighup_takes_a_new_configuration_without_a_failed_request(
     service_factory: ServiceFactory,
 ) -> None:
     with service_factory.start() as service:
         role = service.put_role({"spiffe": "own", "key_type": "ec", "ttl": "2h"})
         before = service.worker_pids()
+        kept_for = longest_leaf(service)
         service.change_config(max_ttl="1h", default_ttl="1h")
         service.process.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + 40
@@ -270,6 +282,8 @@ def test_sighup_takes_a_new_configuration_without_a_failed_request(
             )
         lifetime = response.not_after.seconds - response.not_before.seconds
         assert lifetime <= 3600 + 60
+        # The issuer stays for as long as what it signed before, on record or not.
+        assert longest_leaf(service) == kept_for > 3600
 
 
 def test_broken_configuration_at_sighup_keeps_the_old_one(service_factory: ServiceFactory) -> None:
@@ -280,6 +294,22 @@ def test_broken_configuration_at_sighup_keeps_the_old_one(service_factory: Servi
         wait_for(lambda: "nonsense" in service.whole_log())
         assert service.worker_pids() == before
         assert service.stub.GetChain(pb.GetChainRequest(), timeout=10).chain
+
+
+def test_the_log_warns_once_of_clusters_with_the_same_spiffe_ids(tmp_path: Path) -> None:
+    service = Service(tmp_path / "service", workers=2)
+    (one,) = yaml.safe_load(service.config_path.read_text())["authenticators"]
+    service.change_config(
+        authenticators=[one, {**one, "name": "west", "issuer": "https://west.example"}]
+    )
+    service.start()
+    try:
+        told = [line for line in service.log_lines() if line["event"] == "odd configuration"]
+    finally:
+        service.stop()
+    assert len(told) == 1
+    assert "make SPIFFE IDs by the same template" in told[0]["problem"]
+    assert "'spiffe_id' of its own" in told[0]["advice"]
 
 
 def test_second_server_on_the_same_port_is_refused(service_factory: ServiceFactory) -> None:

@@ -58,12 +58,14 @@ def test_the_lines_of_the_readme_work_as_they_stand(tmp_path: Path) -> None:
             assert done.returncode == 0, f"{lines}\n{done.stdout}{done.stderr}"
             outputs.append(done.stdout)
 
-    grpcurl, python, role = outputs
+    grpcurl, python, revoked, role = outputs
     assert "meshmint.v1.CertificateService" in grpcurl.splitlines()
     assert f'"spiffe_id": "{SPIFFE_ID}"' in grpcurl
     assert '"trust_domain": "example.org"' in grpcurl
     assert f"{SPIFFE_ID} until" in python
     assert ": OK" in python
+    said = [line.split(": ")[1] for line in revoked.splitlines() if "cert.pem: " in line]
+    assert said == ["good", "revoked"]
     assert "+ role web: created" in role
     assert json.loads(role[role.index("{") :])["role"] == "web"
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import grpc
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import Message
@@ -139,6 +140,34 @@ def test_an_issuer_succeeds_another_below_a_new_root(running: Service) -> None:
         f"issuer {name} prepared", f"issuer {name} prepared", f"issuer {name} imported as next",
         f"issuer {name} activated at once", "issuer issuer-1 removed at once",
     ]  # fmt: skip
+
+
+def test_commands_take_the_names_of_several_issuers(running: Service) -> None:
+    # As the service sees it nothing is due for a year; as the commands do, everything is.
+    config = yaml.safe_load(running.config_path.read_text())
+    config["rotation"] = {"prepare_before": "1000d", "activate_before": "450d"}
+    due = running.directory / "due.yaml"
+    due.write_text(yaml.safe_dump(config))
+
+    def rotate(*arguments: object) -> str:
+        done = running.meshmintd("ca", "rotate", "-c", due, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for name, days in (("mesh-short", 500), ("mesh-long", 600)):
+        csr = x509.load_pem_x509_csr(rotate("--name", name).encode())
+        signed = running.directory / f"{name}.pem"
+        certificate = sign_intermediate(csr, running.root_key, running.root, timedelta(days=days))
+        signed.write_text(text(certificate, running.root))
+        shown = rotate("--name", name, signed)
+        assert shown.startswith(f"Issuer      {name} (next)")
+        # One that has not signed yet can have another certificate.
+        again = x509.load_pem_x509_csr(rotate("--name", name).encode())
+        assert again.public_key() == csr.public_key()
+    assert rotate().startswith("Issuer      mesh-long (active)")
+    for arguments in (("--activate", "mesh-short"), ("--status",)):
+        done = running.meshmintd("ca", "rotate", "-c", due, "--name", "x", *arguments)
+        assert done.returncode == 2
 
 
 def test_commands_do_the_next_step_and_say_what_comes_then(running: Service) -> None:

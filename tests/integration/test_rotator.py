@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from meshmint_server.authority import (
     UpstreamCommand,
 )
 from meshmint_server.authority.federation import FederatedBundles
-from meshmint_server.errors import MeshmintError, StoreUnavailable, Unavailable
+from meshmint_server.errors import MeshmintError, PreconditionFailed, StoreUnavailable, Unavailable
 from meshmint_server.keys import KeyAlgorithmName, KeyRing, public_key_info
 from meshmint_server.spiffe import TrustDomain
 from meshmint_server.store import IssuerState, Store
@@ -198,6 +199,27 @@ async def test_an_issuer_stays_while_a_recorded_certificate_of_it_lives(machine:
     assert await machine.run_after(2 * HOUR) == ["gone", "active"]
 
 
+async def test_an_issuer_stays_for_certificates_without_a_record_though_max_ttl_was_shortened(
+    machines: tuple[Machine, Machine],
+):
+    machine, _ = machines
+    await machine.run_after(HOUR)
+    await machine.succession.note_longest_leaf()
+    await machine.run_after(71 * DAY)
+    restarted = Machine(machine.store, machine.succession._keyring, machine.clock, None)
+    restarted.rotator._rules = replace(RULES, longest_leaf=HOUR)
+    restarted.succession._rules = restarted.rotator._rules
+    await restarted.succession.note_longest_leaf()  # which makes it no shorter
+    assert await machine.run_after(23 * DAY) == ["retired", "active"]
+    await restarted.succession.note_longest_leaf()
+    assert await restarted.run_after(23 * HOUR) == ["retired", "active"]
+    first, second = sorted((await machine.store.load_issuers())[1], key=lambda r: r.created_at)
+    with pytest.raises(PreconditionFailed, match="may live until"):
+        await restarted.succession.remove(first.name)
+    assert (first.longest_leaf, second.longest_leaf) == (DAY, HOUR)
+    assert await restarted.run_after(2 * HOUR) == ["gone", "active"]
+
+
 async def test_an_upstream_that_fails_for_ever_makes_one_key_in_all(
     machine: Machine, upstream: Root, tmp_path: Path
 ):
@@ -251,6 +273,22 @@ async def test_a_successor_that_ends_no_later_is_made_once_and_never_activated(
     assert "no later than the active" in told["description"]
 
 
+async def test_a_successor_that_expires_unused_gets_another_certificate_for_its_key(
+    machine: Machine, upstream: Root, tmp_path: Path
+):
+    await machine.run_after(HOUR)
+    upstream.lifetime = HOUR
+    await machine.run_after(71 * DAY)
+    for _ in range(5):  # an upstream that signs short ones
+        assert await machine.run_after(2 * HOUR) == ["active", "next"]
+    assert len(upstream.asked) == 7
+    assert keys_in(tmp_path) == 2
+    upstream.lifetime = 100 * DAY
+    assert await machine.run_after(2 * HOUR) == ["active", "next"]
+    assert await machine.run_after(23 * DAY) == ["retired", "active"]
+    assert keys_in(tmp_path) == 2
+
+
 async def test_without_an_upstream_it_says_what_it_waits_for_and_activates(
     machines: tuple[Machine, Machine], upstream: Root
 ):
@@ -296,6 +334,64 @@ async def test_two_replicas_that_both_believe_to_lead_make_one_issuer(
     assert not any(row.last_failure for row in rows)
 
 
+async def test_an_issuer_that_waits_with_another_kind_of_key_gets_its_certificate(
+    machine: Machine, upstream: Root, tmp_path: Path
+):
+    # As made by hand, or before 'rotation.algorithm' was changed.
+    row, _ = await machine.succession.prepare("by-hand", algorithm=KeyAlgorithmName.EC_P384)
+    assert await machine.run_after(HOUR) == ["active"]
+    assert public_key_info(upstream.asked[0].public_key()) == row.public_key
+    assert keys_in(tmp_path) == 1
+
+
+def meanwhile(store: Store, act: Callable[[], Awaitable[object]]) -> None:
+    """Has somebody act between the next look at the issuers and what follows from it."""
+    load = store.load_issuers
+
+    async def load_once():
+        seen = await load()
+        store.load_issuers = load  # type: ignore[method-assign]
+        await act()
+        return seen
+
+    store.load_issuers = load_once  # type: ignore[method-assign]
+
+
+async def test_an_expired_issuer_that_is_renewed_meanwhile_stays(
+    machines: tuple[Machine, Machine], upstream: Root
+):
+    operator, other = machines
+    machine = Machine(other.store, other.succession._keyring, other.clock, None)
+    await operator.run_after(HOUR)
+    row, csr = await operator.succession.prepare("new")
+    upstream.lifetime = 10 * DAY
+    await operator.succession.import_([await upstream.sign(csr)])
+    machine.clock.pass_(11 * DAY)
+    upstream.lifetime = 200 * DAY
+    renewed = await upstream.sign(csr)
+    meanwhile(machine.store, lambda: operator.succession.import_([renewed], name=row.name))
+    with pytest.raises(StoreUnavailable, match="changed by somebody else"):
+        await machine.rotator.run()
+    assert (await machine.states())["new"] == "next"
+
+
+async def test_an_issuer_that_an_operator_activates_meanwhile_stays_active(
+    machines: tuple[Machine, Machine], upstream: Root
+):
+    operator, machine = machines
+    await operator.run_after(HOUR)
+    for name, lifetime in (("long", 300 * DAY), ("short", 200 * DAY)):
+        upstream.lifetime = lifetime
+        _, csr = await operator.succession.prepare(name)
+        await operator.succession.import_([await upstream.sign(csr)])
+    machine.clock.pass_(95 * DAY)
+    meanwhile(machine.store, lambda: operator.succession.activate("short"))
+    with pytest.raises(StoreUnavailable, match="changed by somebody else"):
+        await machine.rotator.run()
+    states = await machine.states()
+    assert (states["long"], states["short"]) == ("next", "active")
+
+
 @pytest.mark.parametrize("jump", [500 * DAY, -500 * DAY])
 async def test_a_clock_that_jumps_is_not_believed_for_a_while(machine: Machine, jump: timedelta):
     for time in (HOUR, 71 * DAY, 23 * DAY):
@@ -322,8 +418,57 @@ async def test_a_clock_that_is_not_the_databases_is_not_believed(
     async def later(_: Store) -> datetime:
         return machine.clock.now + timedelta(minutes=2)
 
-    monkeypatch.setattr(Store, "clock", later)
-    assert await machine.run_after(HOUR) == []
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(Store, "clock", later)
+        for _ in range(20):
+            assert await machine.run_after(timedelta(minutes=1)) == []
+    assert [line["event"] for line in logs] == [
+        "the rotation waits: this clock and the database's differ"
+    ]
+    assert await machine.run_after(timedelta(minutes=9)) == []
+    assert await machine.run_after(timedelta(minutes=1)) == ["active"]
+
+
+async def test_operators_on_a_machine_with_another_clock_are_refused(
+    machine: Machine, upstream: Root, monkeypatch: pytest.MonkeyPatch
+):
+    await machine.run_after(HOUR)
+    row, csr = await machine.succession.prepare("new")
+    upstream.lifetime = 200 * DAY
+    material = [await upstream.sign(csr)]
+
+    async def other(_: Store) -> datetime:
+        return machine.clock.now - timedelta(days=2)
+
+    refused = pytest.raises(PreconditionFailed, match="Set the wrong one")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "clock", other)
+        with refused:
+            await machine.succession.import_(material)
+    await machine.succession.import_(material)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "clock", other)
+        with refused:
+            await machine.succession.activate(row.name, at_once=True)
+        with refused:
+            await machine.succession.remove(row.name, at_once=True)
+    assert (await machine.states())["new"] == "next"
+
+
+async def test_beside_sqlite_nothing_ends_in_the_first_minutes_of_a_service(
+    machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+):
+    machine, restarted = machines
+    for time in (HOUR, 71 * DAY, 23 * DAY):
+        await machine.run_after(time)
+
+    async def none(_: Store) -> None:
+        return None
+
+    monkeypatch.setattr(Store, "clock", none)
+    assert await restarted.run_after(2 * DAY) == ["retired", "active"]
+    assert await restarted.run_after(timedelta(minutes=9)) == ["retired", "active"]
+    assert await restarted.run_after(timedelta(minutes=1)) == ["gone", "active"]
 
 
 async def test_a_key_that_does_not_sign_does_not_take_over(machine: Machine, tmp_path: Path):

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
 from meshmint.cli.errors import USAGE
+from meshmint.cli.issuers import add_rotation, check_rotation
 from meshmint.cli.records import add_record_filter, record_filter
 from meshmint.keys import KEY_ALGORITHMS
 from meshmint.revocation import REVOCATION_REASONS
@@ -43,6 +44,7 @@ examples:
   meshmint revoke --certificate cert.pem --key key.pem --reason key-compromise
   meshmint inspect /run/svid/cert.pem   what is in a certificate
   meshmint records --role web           what was issued (for operators)
+  meshmint issuers                      who signs, and what comes next (for operators)
 """,
     "issue": """\
 examples:
@@ -86,6 +88,26 @@ examples:
 
 For administrators of the server. The newest come first. With a serial number: that
 record, and its certificate as PEM on stdout.
+""",
+    "issuers": """\
+examples:
+  meshmint issuers
+  meshmint issuers issuer-2027 > issuer.pem
+
+For administrators of the server. What comes next is said on stderr. With a name: that
+issuer, and its certificate as PEM on stdout.
+""",
+    "rotate": """\
+examples:
+  meshmint rotate --status
+  meshmint rotate > issuer.csr          a key where the server has them, and its CSR
+  meshmint rotate issuer.pem root.pem   brings what the CA above has signed
+  meshmint rotate --activate issuer-2028
+  meshmint rotate --remove issuer-2027 --at-once
+
+For administrators of the server. Without any option it makes an issuer that waits for
+its certificate; asked again, it prints a CSR for the same key. The server activates the
+next issuer by itself when it is due, and removes a retired one when nothing live chains to it.
 """,
 }
 
@@ -190,6 +212,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     records.add_argument("--json", action="store_true", help="print JSON, one record a line")
 
+    issuers = command("issuers", "list the issuers, or show one")
+    issuers.add_argument("name", nargs="?", metavar="NAME", help="one issuer, and its certificate")
+    _add_connection(issuers)
+    issuers.add_argument("--json", action="store_true", help="print JSON, one issuer a line")
+
+    rotate = command("rotate", "do the next step from the active issuer to its successor")
+    add_rotation(rotate)
+    _add_connection(rotate)
+
     parsed = parser.parse_args(arguments)
     if parsed.command != "inspect" and not parsed.server:
         parser.error("no server is given: use --server HOST:PORT or set MESHMINT_SERVER")
@@ -199,6 +230,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("a serial number finds one record: give no filter with it")
     if parsed.command == "revoke" and parsed.key and not parsed.certificate:
         parser.error("--key proves the possession of a --certificate")
+    if parsed.command == "rotate" and (fault := check_rotation(parsed)):
+        parser.error(fault)
     return parsed
 
 

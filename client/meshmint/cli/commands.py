@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from meshmint.admin import AdminClient, AdminOptions
 from meshmint.admin_operations import Record
-from meshmint.cli import records
+from meshmint.cli import issuers, records
 from meshmint.cli.errors import DONE, NOT_VERIFIED
 from meshmint.cli.inspection import inspect_certificate
 from meshmint.cli.view import Row, inspection_rows, write_columns, write_table
@@ -55,6 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
             return _chain(arguments)
         case "records":
             return _records(arguments)
+        case "issuers":
+            return _issuers(arguments)
+        case "rotate":
+            return _rotate(arguments)
         case "revoke":
             return _revoke(arguments)
         case _:
@@ -207,6 +211,24 @@ def _revocation_lines(record: Record) -> list[str]:
     if record.revocation_time is None:
         return []
     return [f"{record.revocation_time:%Y-%m-%d %H:%M:%S} UTC: {record.revocation_reason}"]
+
+
+def _issuers(arguments: argparse.Namespace) -> int:
+    with AdminClient(arguments.server, **_connection(arguments)) as client:
+        issuers.show(client, arguments)
+    return DONE
+
+
+def _rotate(arguments: argparse.Namespace) -> int:
+    # Certificates alone are sent, whatever else is in the files.
+    certificates = "".join(
+        certificate.public_bytes(Encoding.PEM).decode("ascii")
+        for name in arguments.files
+        for certificate in _read_certificates(name)
+    )
+    with AdminClient(arguments.server, **_connection(arguments)) as client:
+        issuers.rotate(client, arguments, certificates)
+    return DONE
 
 
 def _client(arguments: argparse.Namespace) -> Client:

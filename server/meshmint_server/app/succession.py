@@ -91,9 +91,10 @@ def build_rotator(config: Config, store: Store, succession: Succession) -> Rotat
 
 
 async def show_rotation(succession: Succession) -> None:
-    """Keeps the metrics of the rotation up to date, for ever: in every worker."""
+    """Keeps the metrics of the rotation, and what depends on it, up to date: in every worker."""
     while True:
         try:
+            await succession.note_longest_leaf()
             rotation = await succession.rotation()
         except MeshmintError as error:
             log.warning("the rotation could not be looked at", reason=error.reason)

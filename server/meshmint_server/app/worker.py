@@ -185,6 +185,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
 
         await roles.refresh()
         await issuers.refresh()
+        await succession.note_longest_leaf()
         await crls.refresh()
         start(roles.follow(REFRESH_SECONDS))
         start(_follow_issuers(issuers))

@@ -13,6 +13,7 @@ from meshmint_server.authn.settings import (
     JwtSettings,
     KubernetesSettings,
     refuse_conflicts,
+    shared_identities,
 )
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "Refusal",
     "examine_files",
     "refuse_conflicts",
+    "shared_identities",
     "urls_of",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ __all__ = [
     "KubernetesSettings",
     "refuse_conflicts",
     "refuse_url_but_https",
+    "shared_identities",
 ]
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -216,6 +217,29 @@ def refuse_conflicts(settings: Sequence[KubernetesSettings | JwtSettings]) -> No
             if value in seen:
                 raise ValueError(f"two authenticators have the {attribute} {value!r}")
             seen.add(value)
+
+
+def shared_identities(settings: Sequence[KubernetesSettings | JwtSettings]) -> Iterator[str]:
+    """Authenticators whose callers cannot be told apart by SPIFFE ID, a sentence for each template.
+
+    Whoever can make a namespace and a service account in one of two clusters could pose as
+    those of the other. It may be meant, so it is no conflict.
+    """
+    sharing: dict[str, list[str]] = {}
+    for one in settings:
+        if one.spiffe_id is not None:
+            template = one.spiffe_id
+            if isinstance(one, KubernetesSettings):
+                for alias, attribute in KUBERNETES_ALIASES.items():
+                    template = template.replace(f"{{{alias}}}", f"{{{attribute}}}")
+            sharing.setdefault(template, []).append(one.name)
+    for names in sharing.values():
+        if len(names) > 1:
+            first, *others = (f"'{name}'" for name in names)
+            yield (
+                f"The authenticators {first} and {', '.join(others)} make SPIFFE IDs by the same "
+                "template: who administers one of them can pose as callers of the other."
+            )
 
 
 def _check_template(template: str | None, aliases: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -22,8 +22,15 @@ from cryptography.x509.oid import NameOID
 from meshmint_server.authority.fitness import faults_of_path
 from meshmint_server.authority.locations import Locations
 from meshmint_server.authority.material import read_certificates
-from meshmint_server.authority.path import BrokenPath, find_path, is_self_signed, shown
-from meshmint_server.authority.rotation import RotationRules
+from meshmint_server.authority.path import (
+    BrokenPath,
+    Path,
+    anchor_of,
+    find_path,
+    is_self_signed,
+    shown,
+)
+from meshmint_server.authority.rotation import RotationRules, Term
 from meshmint_server.authority.states import activated, changed_meanwhile
 from meshmint_server.errors import (
     InvalidRequest,
@@ -68,9 +75,10 @@ async def create_csr(
 ) -> tuple[IssuerRow, str]:
     """Makes an issuer that waits for its certificate: a key in the token, and its CSR.
 
-    Called again with the name of an issuer that still waits, it makes no other key
-    and returns a CSR for the same one. The key's place is written down before the key is
-    made, so that whoever is interrupted in between finds it there: one key in all.
+    Called again with the name of an issuer that still waits, or that has not signed yet, it
+    makes no other key and returns a CSR for the same one. The key's place is written down
+    before the key is made, so that whoever is interrupted in between finds it there: one
+    key in all.
 
     Args:
         store: Where the issuer is kept.
@@ -93,7 +101,7 @@ async def create_csr(
 
     Raises:
         InvalidRequest: The name, the algorithm or the subject cannot be used.
-        PreconditionFailed: The name belongs to an issuer that has its certificate.
+        PreconditionFailed: The name belongs to an issuer that signs, or did.
         KeyUnavailable: The key could not be made or opened.
         StoreUnavailable: The database does not answer, or somebody else makes or changes
             an issuer at this moment.
@@ -132,7 +140,7 @@ async def create_csr(
                 crl_url=crl_url if crl_shards > 1 else None,
             )
             revision = await _put(store, row, revision)
-        elif row.state is not IssuerState.PENDING:
+        elif row.state not in (IssuerState.PENDING, IssuerState.NEXT):
             raise PreconditionFailed(
                 f"There is or was an issuer '{name}' with a certificate. Choose another name: "
                 "a new key is a new issuer.",
@@ -148,7 +156,7 @@ async def create_csr(
     if present is not kind:
         raise _bad_field(
             "algorithm",
-            f"The issuer '{name}' waits for its certificate with a key of the kind {present}.",
+            f"The issuer '{name}' has a key already, of the kind {present}.",
         )
     return row, await _sign_csr(key, subject, trust_domain, locations)
 
@@ -225,11 +233,15 @@ async def import_chain(
             "the CSR of 'meshmintd ca csr' signed there.",
         )
     faults += _faults_of_subject(row, certificate, rows)
+    if row.state is IssuerState.ACTIVE:
+        faults += _faults_of_renewal(row, path)
     if faults:
         raise _refusal(row.name, faults)
     await keyring.open(row.key_uri, row.public_key)
     roots = tuple(map(_der, path.roots))
-    is_published = row.state.is_published and set(roots) <= set(row.roots)
+    is_published = row.state.is_published and set(map(anchor_of, roots)) <= set(
+        map(anchor_of, row.roots)
+    )
     imported = replace(
         row,
         state=IssuerState.NEXT,
@@ -305,10 +317,34 @@ def _faults_of_subject(
         f"The issuer '{other.name}' has the subject {shown(certificate)} too. "
         "Every issuer's subject is unique: let the root keep the subject of the CSR."
         for other in rows
-        if other.name != row.name
-        and other.certificate is not None
-        and x509.load_der_x509_certificate(other.certificate).subject == certificate.subject
+        if other.name != row.name and _subject_in(other) == certificate.subject
     ]
+
+
+def _subject_in(row: IssuerRow) -> x509.Name | None:
+    if row.certificate is None:
+        return None
+    try:
+        return x509.load_der_x509_certificate(row.certificate).subject
+    except ValueError:
+        return None  # the book of issuers says so; no other must suffer for it
+
+
+def _faults_of_renewal(row: IssuerRow, path: Path) -> Iterator[str]:
+    """Why what the active issuer has signed would not live as long as it says."""
+    known = {anchor_of(_der(root)) for root in path.roots}
+    if not {anchor_of(root) for root in row.roots} <= known:
+        yield (
+            f"The active issuer '{row.name}' has signed below another root, which is not in what "
+            "was given. A new root needs a new issuer: begin with 'meshmintd ca rotate'."
+        )
+    before = Term.of(row)
+    ends = min(one.not_valid_after_utc for one in path.upwards)
+    if before is not None and ends < before.end:
+        yield (
+            f"The active issuer '{row.name}' signs until {before.end:%Y-%m-%dT%H:%M:%SZ}, and this "
+            f"chain ends at {ends:%Y-%m-%dT%H:%M:%SZ}: certificates of it may live longer."
+        )
 
 
 def _public_key_of(certificate: x509.Certificate) -> bytes:

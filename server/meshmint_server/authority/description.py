@@ -16,7 +16,8 @@ __all__ = ["IssuerDescription", "describe"]
 
 @dataclass(frozen=True, slots=True)
 class IssuerDescription:
-    """What is to be known of an issuer. None and () stand for: no certificate yet.
+    """What is to be known of an issuer. None and () stand for: no certificate, or none that
+    can be read.
 
     Attributes:
         algorithm: Kind of its key; None until that has been made.
@@ -48,9 +49,12 @@ class IssuerDescription:
 
 def describe(row: IssuerRow) -> IssuerDescription:
     """Describes an issuer as it is kept."""
-    own = None if row.certificate is None else x509.load_der_x509_certificate(row.certificate)
-    chain = [x509.load_der_x509_certificate(der) for der in row.chain]
-    roots = [x509.load_der_x509_certificate(der) for der in row.roots]
+    try:
+        own = None if row.certificate is None else x509.load_der_x509_certificate(row.certificate)
+        chain = [x509.load_der_x509_certificate(der) for der in row.chain]
+        roots = [x509.load_der_x509_certificate(der) for der in row.roots]
+    except ValueError:  # damaged: 'doctor' says so, and the others can still be looked at
+        own, chain, roots = None, [], []
     path = [one for one in (own, *chain, *roots) if one is not None]
     return IssuerDescription(
         name=row.name,

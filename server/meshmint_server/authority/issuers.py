@@ -8,11 +8,13 @@ to be signed with it fails, and as unavailable.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from types import MappingProxyType
+from typing import Final
 
 import structlog
 from cryptography import x509
@@ -20,7 +22,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshmint_server.authority.locations import Publication
 from meshmint_server.authority.sharding import shard_of
-from meshmint_server.errors import InvalidRequest, IssuerNotReady, KeyUnavailable, MeshmintError
+from meshmint_server.errors import (
+    InvalidRequest,
+    IssuerNotReady,
+    KeyUnavailable,
+    MeshmintError,
+    StoreUnavailable,
+)
 from meshmint_server.keys import (
     KeyAttributes,
     Keys,
@@ -34,6 +42,10 @@ from meshmint_server.spiffe import TrustDomain
 from meshmint_server.store import IssuerRow, IssuerState, Store
 
 __all__ = ["Issuer", "IssuerBook"]
+
+# A worker that cannot ask which issuer is active stops to sign: another may have taken over,
+# and what is signed with the old one is waited for no longer than this.
+_BELIEVED_SECONDS: Final = 300.0
 
 _log = structlog.get_logger(__name__)
 
@@ -92,11 +104,15 @@ class IssuerBook:
         keyring: Keys,
         trust_domain: TrustDomain,
         publication: Publication | None = None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._keyring = keyring
         self._trust_domain = trust_domain
         self._publication = publication or Publication()
+        self._monotonic = monotonic
+        self._confirmed_at = monotonic()
         self._revision = -1
         self._sequence = 0
         self._changed = asyncio.Event()
@@ -137,7 +153,9 @@ class IssuerBook:
             await self._refresh()
 
     async def _refresh(self) -> None:
+        asked_at = self._monotonic()
         if await self._store.issuers_revision() == self._revision:
+            self._confirmed_at = asked_at
             return
         revision, rows = await self._store.load_issuers()
         sequence = revision
@@ -167,6 +185,7 @@ class IssuerBook:
             (one for one in issuers.values() if one.state is IssuerState.ACTIVE), None
         )
         self._revision = revision
+        self._confirmed_at = asked_at
         if sequence != self._sequence:
             self._sequence = sequence
             self.wake()
@@ -224,7 +243,13 @@ class IssuerBook:
 
         Raises:
             IssuerNotReady: There is none, or it does not sign, or not any more.
+            StoreUnavailable: Which one that is was not to be learnt for minutes.
         """
+        if self._monotonic() - self._confirmed_at > _BELIEVED_SECONDS:
+            raise StoreUnavailable(
+                "The database has not said for some minutes which issuer is active. Retry.",
+                reason="ISSUERS_NOT_CONFIRMED",
+            )
         if name is None:
             return self.active()
         issuer = self.get(name)

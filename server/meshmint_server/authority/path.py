@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 __all__ = [
     "BrokenPath",
     "Path",
+    "anchor_of",
     "fault_of_signature",
     "find_path",
     "has_signed",
@@ -21,7 +24,9 @@ __all__ = [
     "shown",
 ]
 
-_WEAK_HASHES = frozenset({"md5", "sha1"})
+_BROKEN_HASHES = frozenset({"md5", "sha1"})
+# Go and BoringSSL, and so Envoy and Istio, verify no others.
+_KNOWN_HASHES = frozenset({"sha256", "sha384", "sha512"})
 
 
 class BrokenPath(Exception):
@@ -78,6 +83,21 @@ def is_self_signed(certificate: x509.Certificate) -> bool:
     return certificate.subject == certificate.issuer and has_signed(certificate, certificate)
 
 
+@lru_cache(maxsize=256)
+def anchor_of(root: bytes) -> tuple[bytes, bytes]:
+    """What verifiers trust of a root, DER: name and key (RFC 5280 section 6.1.1).
+
+    A root that is issued anew with its key is the same anchor. One that cannot be read is one
+    of its own.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(root)
+        key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, UnsupportedAlgorithm):
+        return root, b""
+    return certificate.subject.public_bytes(), key
+
+
 def shown(certificate: x509.Certificate) -> str:
     """A certificate's subject, for a message."""
     return f"'{certificate.subject.rfc4514_string() or '(empty subject)'}'"
@@ -98,9 +118,10 @@ def fault_of_signature(certificate: x509.Certificate) -> str | None:
         digest = certificate.signature_hash_algorithm
     except UnsupportedAlgorithm:
         return f"{shown(certificate)} is signed with an algorithm that is not supported."
-    if digest is not None and digest.name in _WEAK_HASHES:
-        return f"{shown(certificate)} is signed with {digest.name.upper()}, which is broken."
-    return None
+    if digest is None or digest.name in _KNOWN_HASHES:
+        return None
+    fault = "is broken" if digest.name in _BROKEN_HASHES else "many verifiers do not know"
+    return f"{shown(certificate)} is signed with {digest.name.upper()}, which {fault}."
 
 
 def _issuers_of(

@@ -15,6 +15,7 @@ from typing import Final
 
 from cryptography import x509
 
+from meshmint_server.authority.path import anchor_of
 from meshmint_server.store import IssuerRow, IssuerState
 
 __all__ = [
@@ -30,6 +31,9 @@ __all__ = [
 
 _SPIRE_PREPARE: Final = timedelta(days=30)
 _SPIRE_ACTIVATE: Final = timedelta(days=7)
+# How much longer than it has to an issuer is kept: for a replica that has not heard yet that
+# it retired (`IssuerBook` bounds that), and for clocks that are some minutes apart.
+_GRACE: Final = timedelta(minutes=10)
 
 
 class RotationStep(StrEnum):
@@ -185,10 +189,11 @@ def _step(
         rules: The thresholds.
     """
     term = None if active is None else Term.of(active)
+    following = [row for row in rows if row.state is IssuerState.NEXT]
     ready = [
         (fault_of_successor(row, active, now, rules), its, row)
-        for row in rows
-        if row.state is IssuerState.NEXT and (its := Term.of(row)) is not None
+        for row in following
+        if (its := Term.of(row)) is not None and not (rules.has_upstream and now >= its.end)
     ]
     if ready:
         # Of several, one that can take over; of those, the one that lasts longest.
@@ -201,6 +206,10 @@ def _step(
         return (RotationStep.WAIT if now < due else RotationStep.ACTIVATE), due, row, None
     due = now if term is None else rules.prepare_at(term)
     waiting = [row for row in rows if row.state is IssuerState.PENDING]
+    if rules.has_upstream:
+        # One that expired unused gets another certificate: a new issuer instead would be a key
+        # for every certificate of an upstream that signs short ones.
+        waiting += following
     if waiting:
         return RotationStep.IMPORT, due, max(waiting, key=lambda row: row.created_at), None
     return (RotationStep.NONE if now < due else RotationStep.PREPARE), due, None, None
@@ -245,13 +254,16 @@ def known_from(row: IssuerRow, rows: Sequence[IssuerRow], rules: RotationRules) 
     below which the active issuer signs is in use already.
     """
     publishers = [row, *(one for one in rows if one.state.is_published)]
-    in_use = {root for one in rows if one.state is IssuerState.ACTIVE for root in one.roots}
+    in_use = {anchor for one in rows if one.state is IssuerState.ACTIVE for anchor in _anchors(one)}
     since = [
-        min(one.published_at or one.created_at for one in publishers if root in one.roots)
-        for root in row.roots
-        if root not in in_use
+        min(one.published_at or one.created_at for one in publishers if anchor in _anchors(one))
+        for anchor in _anchors(row) - in_use
     ]
     return max(since) + rules.publish_for if since else row.created_at
+
+
+def _anchors(row: IssuerRow) -> set[tuple[bytes, bytes]]:
+    return {anchor_of(root) for root in row.roots}
 
 
 def may_go_from(
@@ -267,10 +279,14 @@ def may_go_from(
     term = Term.of(row)
     if term is None or row.state not in (IssuerState.NEXT, IssuerState.RETIRED):
         return None
+    if row.state is IssuerState.NEXT and rules.has_upstream:
+        return None  # its certificate is renewed
     if row.state is IssuerState.NEXT or row.retired_at is None:
         return term.end
-    last = max(row.retired_at + rules.longest_leaf, latest_leaf or row.retired_at)
-    return min(term.end, last)
+    # As it was when it signed: 'max_ttl' may have been shortened since.
+    longest = max(rules.longest_leaf, row.longest_leaf or timedelta(0))
+    last = max(row.retired_at + longest, latest_leaf or row.retired_at)
+    return min(term.end, last + min(_GRACE, longest))
 
 
 def _time(moment: datetime) -> str:

@@ -22,7 +22,7 @@ from meshmint_server.authority.rotation import (
     may_go_from,
 )
 from meshmint_server.authority.rotation_words import describe_rotation
-from meshmint_server.authority.succession import Succession
+from meshmint_server.authority.succession import LARGEST_DIFFERENCE, Succession
 from meshmint_server.errors import MeshmintError, StoreUnavailable
 from meshmint_server.store import IssuerRow, Store
 
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 _FIRST_REST: Final = 1.0
 _LONGEST_REST: Final = 600.0
 # An issuer that goes does not come back, so a clock that jumps is not believed at once.
-_JUMP: Final = timedelta(minutes=1)
+_JUMP: Final = LARGEST_DIFFERENCE
 _SECONDS_AFTER_JUMP: Final = 600.0
 
 
@@ -76,6 +76,7 @@ class Rotator:
         self._rests_until = 0.0
         self._rest = 0.0
         self._doubts_until = 0.0
+        self._ends_from = 0.0
         self._reported: tuple[object, ...] | None = None
         self._last_leaves: dict[str, datetime] = {}
 
@@ -91,20 +92,22 @@ class Rotator:
         revision, rows = await self._store.load_issuers()
         rotation = decide(rows, now, self._rules)
         self._report(rotation, now)
-        if self._monotonic() >= self._rests_until:
-            await self._step(rotation, revision, now)
-        await self._end_those_unused(rows, now)
+        if self._monotonic() >= self._rests_until and await self._step(rotation, revision, now):
+            return  # what was read is past: the next run looks anew
+        if self._monotonic() >= self._ends_from:
+            await self._end_those_unused(rows, revision, now)
 
-    async def _step(self, rotation: Rotation, revision: int, now: datetime) -> None:
+    async def _step(self, rotation: Rotation, revision: int, now: datetime) -> bool:
+        """Does the step if it is due, and if it is the service's; whether it was tried."""
         is_due = rotation.due is not None and rotation.due <= now
         fetches = rotation.step in (RotationStep.PREPARE, RotationStep.IMPORT)
         try:
             if rotation.step is RotationStep.ACTIVATE:
-                await self._succession.activate(rotation.next)
+                await self._succession.activate(rotation.next, at_revision=revision)
             elif fetches and is_due and self._upstream is not None:
                 await self._fetch(self._upstream, rotation.next, revision)
             else:
-                return
+                return False
         except StoreUnavailable:
             raise
         except MeshmintError as error:
@@ -112,6 +115,7 @@ class Rotator:
         else:
             self._rest = 0.0
             log.info("a step of the rotation is done", step=rotation.step.value)
+        return True
 
     async def _fetch(self, upstream: Upstream, name: str | None, revision: int) -> None:
         # With a name it waits already, and goes on where somebody was interrupted.
@@ -133,7 +137,9 @@ class Rotator:
         if name is not None:
             await self._store.note_issuer_failure(name, error.message)
 
-    async def _end_those_unused(self, rows: Sequence[IssuerRow], now: datetime) -> None:
+    async def _end_those_unused(
+        self, rows: Sequence[IssuerRow], revision: int, now: datetime
+    ) -> None:
         for row in rows:
             # The records are asked only when all else is past, and again only after the
             # last certificate that they knew of.
@@ -146,8 +152,9 @@ class Rotator:
                 self._last_leaves[row.name] = latest
             due = may_go_from(row, latest, self._rules)
             if due is not None and due <= now:
-                await self._succession.remove(row.name)
+                await self._succession.remove(row.name, at_revision=revision)
                 log.info("nothing live chains to an issuer: it is gone", issuer=row.name)
+                return  # the next one at the next run, at the revision that it then has
 
     async def _can_believe(self, now: datetime) -> bool:
         """Whether the clock has moved steadily, and agrees with the database's."""
@@ -162,13 +169,17 @@ class Rotator:
                     seconds=round(jump.total_seconds()),
                 )
         there = await self._store.clock()
+        if before is None and there is None:
+            # A machine may start with a clock that is only set by and by.
+            self._ends_from = present + _SECONDS_AFTER_JUMP
         if there is not None and abs(there - now) > _JUMP:
+            if present >= self._doubts_until:  # once, and not at every look
+                log.warning(
+                    "the rotation waits: this clock and the database's differ",
+                    here=now.isoformat(),
+                    there=there.isoformat(),
+                )
             self._doubts_until = present + _SECONDS_AFTER_JUMP
-            log.warning(
-                "the rotation waits: this clock and the database's differ",
-                here=now.isoformat(),
-                there=there.isoformat(),
-            )
         return present >= self._doubts_until
 
     def _report(self, rotation: Rotation, now: datetime) -> None:

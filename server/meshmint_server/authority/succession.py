@@ -7,7 +7,8 @@ of rules holds for all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 from cryptography import x509
 
@@ -21,7 +22,10 @@ from meshmint_server.keys import KeyAlgorithmName, Keys, key_algorithm_of, load_
 from meshmint_server.spiffe import TrustDomain
 from meshmint_server.store import IssuerRow, IssuerState, Store
 
-__all__ = ["Succession"]
+__all__ = ["LARGEST_DIFFERENCE", "Succession"]
+
+LARGEST_DIFFERENCE: Final = timedelta(minutes=1)
+"""Between two clocks that are believed."""
 
 
 class Succession:
@@ -71,6 +75,21 @@ class Succession:
         _, rows = await self._store.load_issuers()
         return decide(rows, self._clock(), self._rules)
 
+    async def note_longest_leaf(self) -> None:
+        """Has the active issuer stay long enough for what is signed here without a record.
+
+        Every worker does so before it signs, and again when another issuer is active.
+
+        Raises:
+            StoreUnavailable: The database does not answer.
+        """
+        _, rows = await self._store.load_issuers()
+        longest = self._rules.longest_leaf
+        for row in rows:
+            known = row.longest_leaf
+            if row.state is IssuerState.ACTIVE and (known is None or known < longest):
+                await self._store.note_longest_leaf(longest)
+
     async def prepare(
         self,
         name: str | None = None,
@@ -84,18 +103,19 @@ class Succession:
 
         Args:
             name: Its name; None: that of the issuer that waits already, or one of the date.
-            algorithm: Kind of key; None: that of the waiting one, or as configured.
+            algorithm: Kind of key; None: that of the key that it has, or as configured.
             common_name: CN of the subject.
             subject: The whole subject instead.
             at_revision: Does so only if no issuer has changed since.
         """
         now = self._clock()
+        _, rows = await self._store.load_issuers()
         if name is None:
-            _, rows = await self._store.load_issuers()
             waiting = _waiting(rows)
             name = _name_of_date(now, rows) if waiting is None else waiting.name
-            if waiting is not None and waiting.has_key and algorithm is None:
-                algorithm = key_algorithm_of(load_public_key(waiting.public_key))
+        present = next((row for row in rows if row.name == name and row.has_key), None)
+        if present is not None and algorithm is None:
+            algorithm = key_algorithm_of(load_public_key(present.public_key))
         return await create_csr(
             self._store,
             self._keyring,
@@ -124,7 +144,7 @@ class Succession:
             self._store,
             self._keyring,
             material,
-            now=self._clock(),
+            now=await self._agreed_time(),
             trust_domain=self._trust_domain,
             rules=self._rules,
             name=name,
@@ -132,12 +152,15 @@ class Succession:
             at_once=at_once,
         )
 
-    async def activate(self, name: str | None = None, *, at_once: bool = False) -> IssuerRow:
+    async def activate(
+        self, name: str | None = None, *, at_once: bool = False, at_revision: int | None = None
+    ) -> IssuerRow:
         """Has an issuer sign from now on; the active one retires, in the same transaction.
 
         Args:
             name: The issuer; None: the next one, if there is just one.
             at_once: See `activated`.
+            at_revision: Does so only if no issuer has changed since.
 
         Raises:
             NotFound: There is no such issuer.
@@ -145,7 +168,7 @@ class Succession:
             KeyUnavailable: Its key does not sign.
             StoreUnavailable: The database does not answer, or the issuers have just changed.
         """
-        revision, rows = await self._store.load_issuers()
+        revision, rows = await self._load(at_revision)
         row = _only_next(rows) if name is None else _named(rows, name)
         if row.state is IssuerState.ACTIVE:
             return row
@@ -155,7 +178,7 @@ class Succession:
                 "become active: the next one, or a retired one once more.",
                 reason="ISSUER_NOT_NEXT",
             )
-        row = activated(row, rows, self._clock(), self._rules, at_once=at_once)
+        row = activated(row, rows, await self._agreed_time(), self._rules, at_once=at_once)
         # A key is handed out only after it has signed: an issuer that cannot must not take over.
         await self._keyring.open(row.key_uri, row.public_key)
         if not await self._store.put_issuer(row, at_revision=revision):
@@ -170,19 +193,22 @@ class Succession:
         """
         return await self._store.latest_expiry(name, besides_role=RESPONDER_ROLE)
 
-    async def remove(self, name: str, *, at_once: bool = False) -> IssuerRow:
+    async def remove(
+        self, name: str, *, at_once: bool = False, at_revision: int | None = None
+    ) -> IssuerRow:
         """Stops publishing an issuer.
 
         Args:
             name: The issuer.
             at_once: See `gone`.
+            at_revision: Does so only if no issuer has changed since.
 
         Raises:
             NotFound: There is no such issuer.
             PreconditionFailed: It signs, or certificates live that chain to it.
             StoreUnavailable: The database does not answer, or the issuers have just changed.
         """
-        revision, rows = await self._store.load_issuers()
+        revision, rows = await self._load(at_revision)
         row = _named(rows, name)
         if row.state is IssuerState.GONE:
             return row
@@ -190,10 +216,32 @@ class Succession:
         if row.retired_at is not None:
             # Responders answer for it until it goes, and so are no reason to stay.
             latest = await self.latest_leaf(name)
-        row = gone(row, latest, self._clock(), self._rules, at_once=at_once)
+        row = gone(row, latest, await self._agreed_time(), self._rules, at_once=at_once)
         if not await self._store.put_issuer(row, at_revision=revision):
             raise changed_meanwhile()
         return row
+
+    async def _agreed_time(self) -> datetime:
+        """The present, as this machine and the database have it.
+
+        Operators may be on machines whose clocks nobody minds, and since when an issuer is
+        published or retired decides when everybody is held to know it, or not to need it.
+        """
+        now = self._clock()
+        there = await self._store.clock()
+        if there is not None and abs(there - now) > LARGEST_DIFFERENCE:
+            raise PreconditionFailed(
+                f"This machine's clock says {now:%Y-%m-%dT%H:%M:%SZ}, and the database's "
+                f"{there:%Y-%m-%dT%H:%M:%SZ}. Set the wrong one, and try again.",
+                reason="CLOCKS_DIFFER",
+            )
+        return now
+
+    async def _load(self, at_revision: int | None) -> tuple[int, tuple[IssuerRow, ...]]:
+        revision, rows = await self._store.load_issuers()
+        if at_revision not in (None, revision):
+            raise changed_meanwhile()
+        return revision, rows
 
 
 def _named(rows: Iterable[IssuerRow], name: str) -> IssuerRow:

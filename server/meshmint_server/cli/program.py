@@ -11,20 +11,24 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import structlog
 import typer
 
 from meshmint_server.app import EXIT_CONFIG
 from meshmint_server.audit import configure_logging
+from meshmint_server.authn import shared_identities
 from meshmint_server.cli.apply import apply
 from meshmint_server.cli.ca import ca
 from meshmint_server.cli.dev import dev
-from meshmint_server.cli.doctor import doctor
+from meshmint_server.cli.doctor import SHARED_IDENTITIES_ADVICE, doctor
 from meshmint_server.cli.terminal import Failure, out, show_failure
 from meshmint_server.config import Config, ConfigError
 from meshmint_server.errors import MeshmintError
 from meshmint_server.supervisor import Supervisor
 
 __all__ = ["main"]
+
+log = structlog.get_logger(__name__)
 
 program = typer.Typer(
     name="meshmintd",
@@ -59,7 +63,15 @@ def serve(config: ConfigFile) -> None:
     """Serves until SIGTERM. SIGHUP reads the configuration again."""
     loaded = Config.load(config)
     configure_logging(loaded.log.format, loaded.log.level)
-    raise typer.Exit(Supervisor(loaded, lambda: Config.load(config)).run())
+    _warn(loaded)
+    raise typer.Exit(Supervisor(loaded, lambda: _warn(Config.load(config))).run())
+
+
+def _warn(loaded: Config) -> Config:
+    """Has the log say what works and is hardly meant, once and not per worker."""
+    for text in shared_identities(loaded.authenticators):
+        log.warning("odd configuration", problem=text, advice=SHARED_IDENTITIES_ADVICE)
+    return loaded
 
 
 @config_commands.command("check")

@@ -33,8 +33,8 @@ def issuer_message(row: IssuerRow) -> admin_service_pb2.Issuer:
     message = admin_service_pb2.Issuer(
         name=row.name, state=_ISSUER_STATES[row.state], key_uri=row.key_uri
     )
-    if row.certificate is not None:
-        certificate = x509.load_der_x509_certificate(row.certificate)
+    certificate = None if row.certificate is None else _readable(row.certificate)
+    if row.certificate is not None and certificate is not None:
         message.certificate = pem_of(row.certificate)
         message.subject = certificate.subject.rfc4514_string()
         message.serial_number = f"{certificate.serial_number:x}"
@@ -50,6 +50,13 @@ def issuer_message(row: IssuerRow) -> admin_service_pb2.Issuer:
     message.chain.extend(map(pem_of, row.chain))
     message.trust_bundle.extend(map(pem_of, row.roots))
     return message
+
+
+def _readable(certificate: bytes) -> x509.Certificate | None:
+    try:
+        return x509.load_der_x509_certificate(certificate)
+    except ValueError:
+        return None  # damaged: 'doctor' says so, and the others can still be listed
 
 
 def rotation_message(rotation: Rotation) -> admin_service_pb2.Rotation:

@@ -7,9 +7,10 @@ worker learns of it by reading one number.
 from __future__ import annotations
 
 import base64
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, Table, delete, insert, select, true, update
+from sqlalchemy import Row, Table, delete, insert, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meshmint_server.store.paging import (
@@ -30,6 +31,7 @@ __all__ = [
     "fetch_role",
     "fetch_roles",
     "note_failure",
+    "note_longest_leaf",
     "write_issuer",
     "write_role",
 ]
@@ -113,6 +115,17 @@ async def note_failure(connection: AsyncConnection, name: str, failure: str | No
     """Writes down why the last step with an issuer failed. For people: no revision counts it."""
     await connection.execute(
         update(issuers).where(issuers.c.name == name).values(last_failure=failure)
+    )
+
+
+async def note_longest_leaf(connection: AsyncConnection, microseconds: int) -> None:
+    """Writes down how long certificates of the active issuer may live; never less than before."""
+    known = issuers.c.longest_leaf
+    await connection.execute(
+        update(issuers)
+        .where(issuers.c.state == IssuerState.ACTIVE.value)
+        .where(or_(known.is_(None), known < microseconds))
+        .values(longest_leaf=microseconds)
     )
 
 
@@ -214,4 +227,7 @@ def _issuer(row: Row[Any]) -> IssuerRow:
         crl_shards=row.crl_shards,
         crl_url=row.crl_url,
         last_failure=row.last_failure,
+        longest_leaf=(
+            None if row.longest_leaf is None else timedelta(microseconds=row.longest_leaf)
+        ),
     )

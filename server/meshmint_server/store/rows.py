@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Generic, TypeVar
 
@@ -99,6 +99,9 @@ class IssuerRow:
         crl_url: Base URL in the distribution points of a CRL that is split, for the same
             reason; None where the configured one holds.
         last_failure: Why the service's own last step with it failed; None if it did not.
+        longest_leaf: The longest lifetime that its certificates could have, whoever signed
+            and recorded or not; None until it signs. Not written with the row, but by
+            `Store.note_longest_leaf`: it only grows.
     """
 
     name: str
@@ -115,6 +118,7 @@ class IssuerRow:
     crl_shards: int = 1
     crl_url: str | None = None
     last_failure: str | None = None
+    longest_leaf: timedelta | None = field(default=None, compare=False)
 
     @property
     def has_key(self) -> bool:

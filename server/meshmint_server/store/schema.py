@@ -194,6 +194,7 @@ issuers = Table(
     Column("crl_shards", Integer, nullable=False, server_default="1"),
     Column("crl_url", _TEXT, nullable=True),
     Column("last_failure", _TEXT, nullable=True),
+    Column("longest_leaf", BigInteger, nullable=True),  # microseconds
 )
 # Two active issuers would be a question without an answer: the database says no.
 Index(

@@ -7,7 +7,7 @@ None means that there is no such object; what that means is the caller's affair.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -244,6 +244,14 @@ class Store:
     async def note_issuer_failure(self, name: str, failure: str | None) -> None:
         """Writes down why the last step with an issuer failed, for people; None: it did not."""
         await self._write(lambda connection: configured.note_failure(connection, name, failure))
+
+    async def note_longest_leaf(self, lifetime: timedelta) -> None:
+        """Writes down how long certificates of the active issuer may live, if longer than known.
+
+        No revision counts it: it concerns only when the issuer may go.
+        """
+        microseconds = lifetime // timedelta(microseconds=1)
+        await self._write(lambda c: configured.note_longest_leaf(c, microseconds))
 
     async def get_issuer(self, name: str) -> IssuerRow | None:
         """One issuer."""

@@ -56,6 +56,15 @@ def rotate(
         bool, typer.Option("--status", help="Says how far it is, and changes nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --status: as JSON.")] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the issuer that is made, such as issuer-2027, or that the certificate is "
+            "for; by default of the date, or found by its key. One that waits already, or has "
+            "not signed yet, gets a CSR for its key.",
+            show_default=False,
+        ),
+    ] = None,
     to: OutFile = None,
 ) -> None:
     """Does the next step from the active issuer to its successor, and says what comes then.
@@ -72,6 +81,8 @@ def rotate(
         raise typer.BadParameter("goes with --status", param_hint="--json")
     if activate + status + bool(given and not activate) > 1 or (activate and len(given) > 1):
         raise typer.BadParameter("files, --activate [NAME], --status: one of these")
+    if name is not None and (activate or status):
+        raise typer.BadParameter("goes with a new issuer, or its certificate", param_hint="--name")
     loaded = Config.load(config)
     if status:
         _show_status(asyncio.run(_rotation(loaded)), as_json=as_json)
@@ -79,9 +90,9 @@ def rotate(
     if activate:
         show_issuer(describe(asyncio.run(_activate(loaded, next(iter(given), None), at_once))))
     elif given:
-        show_issuer(describe(import_files(loaded, [Path(file) for file in given])))
+        show_issuer(describe(import_files(loaded, [Path(file) for file in given], name)))
     else:
-        asyncio.run(_next_step(loaded, to))
+        asyncio.run(_next_step(loaded, name, to))
     errors.print(describe_rotation(asyncio.run(_rotation(loaded))), markup=False)
 
 
@@ -95,23 +106,24 @@ async def _activate(config: Config, name: str | None, at_once: bool) -> IssuerRo
         return await succession.activate(name, at_once=at_once)
 
 
-async def _next_step(config: Config, to: Path | None) -> None:
+async def _next_step(config: Config, name: str | None, to: Path | None) -> None:
     async with open_succession(config) as succession:
-        step = (await succession.rotation()).step
-        if step is RotationStep.ACTIVATE:
-            show_issuer(describe(await succession.activate()))
-        elif step is not RotationStep.WAIT:
+        rotation = await succession.rotation()
+        if name is None and rotation.step is RotationStep.ACTIVATE:
+            # Of several that are next, the one that the service would take.
+            show_issuer(describe(await succession.activate(rotation.next)))
+        elif name is not None or rotation.step is not RotationStep.WAIT:
             # Whoever asks for it gets a successor, whether it is due or not.
             upstream = build_upstream(config)
             if upstream is None:
-                _, pem = await succession.prepare()
+                _, pem = await succession.prepare(name)
                 write_csr(pem, to)
             else:
-                show_issuer(describe(await _fetch(succession, upstream)))
+                show_issuer(describe(await _fetch(succession, name, upstream)))
 
 
-async def _fetch(succession: Succession, upstream: UpstreamCommand) -> IssuerRow:
-    row, pem = await succession.prepare()
+async def _fetch(succession: Succession, name: str | None, upstream: UpstreamCommand) -> IssuerRow:
+    row, pem = await succession.prepare(name)
     return await succession.import_([await upstream.sign(pem)], name=row.name)
 
 

@@ -174,7 +174,8 @@ def _show_setup(
         ("Issuer", readable_subject(f"{described.subject}")),
         ("", f"serial {described.serial_number}, until {described.not_after:%Y-%m-%d}"),
         *zip(("Signing key", ""), issuer.key, strict=False),
-        ("Address", f"{config.listen} (gRPC, TLS), {config.http.listen} (health, metrics)"),
+        ("Address", f"{config.listen} (gRPC, TLS)"),
+        ("", f"{config.http.listen} (health, metrics, CRL, OCSP)"),
     )
 
 

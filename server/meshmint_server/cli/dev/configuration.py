@@ -30,9 +30,13 @@ tls:
   dns_names: [localhost]
   ip_addresses: [127.0.0.1]
 
-# Health (/healthz, /readyz) and metrics (/metrics).
+# Health (/healthz, /readyz), metrics (/metrics), CRLs, OCSP and CA certificates.
 http:
   listen: 127.0.0.1:{http_port}
+
+# Certificates say that CRLs, OCSP and their issuer's certificate are to be had there.
+publication:
+  url: http://127.0.0.1:{http_port}
 
 # Records, roles and issuers.
 store: {store}

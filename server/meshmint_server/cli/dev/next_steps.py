@@ -69,6 +69,13 @@ def next_steps(
             f"{svid}/cert.pem\n"
             f"openssl x509 -in {svid}/cert.pem -noout -text",
         ),
+        Step(
+            "Whether it is revoked, from the OCSP responder and the CRL that it names",
+            f"openssl ocsp -CAfile {roots} -issuer {svid}/chain.pem -cert {svid}/cert.pem \\\n"
+            f'  -url "$(openssl x509 -in {svid}/cert.pem -noout -ocsp_uri)"\n'
+            f"openssl verify -crl_check -crl_download -CAfile {roots} "
+            f"-untrusted {svid}/chain.pem {svid}/cert.pem",
+        ),
     )
 
 

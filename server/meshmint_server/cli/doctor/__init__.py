@@ -4,6 +4,7 @@ One module a subject; each gives findings and stops at nothing. It looks and tri
 and changes nothing: what is right and wrong is judged by the rooms it asks.
 """
 
+from meshmint_server.cli.doctor.authenticators import SHARED_IDENTITIES_ADVICE
 from meshmint_server.cli.doctor.command import doctor
 
-__all__ = ["doctor"]
+__all__ = ["SHARED_IDENTITIES_ADVICE", "doctor"]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from meshmint_server.authn import Authenticators, examine_files, urls_of
+from meshmint_server.authn import Authenticators, examine_files, shared_identities, urls_of
 from meshmint_server.cli.doctor.finding import Finding, error, ok, warning
 from meshmint_server.cli.doctor.permissions import check_trusted_file
 from meshmint_server.config import Config
 
-__all__ = ["check_authenticators"]
+__all__ = ["SHARED_IDENTITIES_ADVICE", "check_authenticators"]
+
+SHARED_IDENTITIES_ADVICE = (
+    "Give each a 'spiffe_id' of its own, such as "
+    "spiffe://{trust_domain}/cluster/NAME/ns/{namespace}/sa/{service_account}"
+)
 
 
 def check_authenticators(config: Config) -> Iterator[Finding]:
@@ -25,6 +30,8 @@ def check_authenticators(config: Config) -> Iterator[Finding]:
         Authenticators.build(config.authenticators, config.trust_domain)
     except ValueError as fault:
         yield error("authenticators", f"{fault}.", "Correct it: the service does not start.")
+    for text in shared_identities(config.authenticators):
+        yield warning("authenticators", text, f"{SHARED_IDENTITIES_ADVICE}.")
     for settings in config.authenticators:
         subject = f"authenticator {settings.name}"
         is_well = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ __all__ = ["check_configuration", "load_configuration"]
 _CONFIGURATION = "configuration"
 _KEYS = "keys"
 _STORE = "store"
+_UPSTREAM = "upstream"
 
 
 def load_configuration(path: Path) -> tuple[Config | None, Finding]:
@@ -47,6 +49,7 @@ def check_configuration(path: Path, config: Config | None) -> Iterator[Finding]:
         return
     yield from _pkcs11(config)
     yield from _key_files(config)
+    yield from _upstream(config)
     yield from _store_files(config)
 
 
@@ -96,6 +99,27 @@ def _key_files(config: Config) -> Iterator[Finding]:
                 "refuses it.",
                 f"Check who could have read it, then: chmod 600 {file}",
             )
+
+
+def _upstream(config: Config) -> Iterator[Finding]:
+    """The program that has issuers signed: it runs as the service, and so can do what that can."""
+    upstream = config.rotation.upstream
+    if upstream is None:
+        return
+    program, *arguments = upstream.command
+    found = shutil.which(program)
+    if found is None:
+        yield error(
+            _UPSTREAM,
+            f"The command {program} is not there, or cannot be executed by this user.",
+            "Put it there, or correct 'rotation.upstream.command': no issuer can be signed.",
+        )
+    # Of an interpreter, its script.
+    for file in map(Path, filter(None, (found, *arguments))):
+        if file.is_absolute() and file.is_file():
+            yield from check_trusted_file(_UPSTREAM, file)
+    if found is not None:
+        yield ok(_UPSTREAM, f"The command {found} is there. It was not run.")
 
 
 def _store_files(config: Config) -> Iterator[Finding]:
