@@ -49,7 +49,7 @@ demo: $(READY) softhsm ## Does the same and ends after the proof
 
 .PHONY: test
 test: $(READY) ## Runs the whole test suite on real parts
-	@deploy/packages.sh softhsm2 postgresql openssl gnutls-bin opensc p11-kit
+	@deploy/packages.sh cc softhsm2 postgresql openssl gnutls-bin opensc p11-kit
 	$(BIN)/python -m pytest -n $(JOBS) $(TEST_ARGS)
 
 # OpenBao's server is large, and nothing else needs it.

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs programs from the system's packages, if they are missing.
 #   deploy/packages.sh NAME…
-# Names are Debian's: make softhsm2 postgresql openssl gnutls-bin opensc p11-kit
+# Names are Debian's: make cc softhsm2 postgresql openssl gnutls-bin opensc p11-kit
 # nghttp2-client python3.X-venv. Needs root, or sudo. Does nothing where all is there.
 set -eu
 
@@ -33,6 +33,7 @@ present() {
             /opt/homebrew/opt/postgresql*/bin/postgres /usr/local/opt/postgresql*/bin/postgres
         ;;
     make) has make ;;
+    cc) has cc && echo '#include <stdio.h>' | cc -E - >/dev/null 2>&1 ;;
     openssl) has openssl ;;
     gnutls-bin) has certtool ;;
     opensc) has pkcs11-tool ;;
@@ -58,6 +59,11 @@ name_of() {
     case $manager:$1 in
     apt-get:softhsm2) echo softhsm2 ;;
     *:softhsm2) echo softhsm ;;
+    apt-get:cc) echo "gcc libc6-dev" ;;
+    dnf:cc | yum:cc) echo "gcc glibc-devel" ;;
+    zypper:cc) echo "gcc glibc-devel" ;;
+    apk:cc) echo "gcc musl-dev" ;;
+    *:cc) echo gcc ;;
     apt-get:nghttp2-client) echo nghttp2-client ;;
     *:nghttp2-client) echo nghttp2 ;;
     dnf:postgresql | yum:postgresql | zypper:postgresql) echo postgresql-server ;;

@@ -11,6 +11,7 @@ import pytest
 __all__ = ["program"]
 
 _PACKAGES = {
+    "cc": "a C compiler, such as the system packages gcc and libc6-dev",
     "certtool": "the system package gnutls-bin",
     "openssl": "the system package openssl",
     "pkcs11-tool": "the system package opensc",

@@ -40,7 +40,9 @@ from meshmint.v1.admin_service_pb2_grpc import AdminServiceStub
 from meshmint.v1.certificate_service_pb2_grpc import CertificateServiceStub
 from meshmint_server.keys import softhsm
 from meshmint_server.policy import Role
+from support.hsm_shim import Shim
 from support.identity_provider import TokenIssuer
+from support.softhsm import require_module
 
 __all__ = ["Service", "ServiceFactory", "service", "service_factory"]
 
@@ -125,10 +127,8 @@ class Service:
         self.workers: int = options.pop("workers", 2)
         issuer_lifetime = timedelta(seconds=options.pop("issuer_lifetime_seconds", 400 * 86400))
         key_algorithm: str = options.pop("issuer_algorithm", "ec-p256")
-        found = softhsm.find_module()
-        if found is None:
-            pytest.fail("SoftHSM is missing: install the system package softhsm2")
-        self.module = str(found)
+        self.shim: Shim | None = options.pop("shim", None)
+        self.module = str(require_module() if self.shim is None else self.shim.module)
         self.pin = uuid.uuid4().hex
         self._set_up_token()
         self.tokens = TokenIssuer(
@@ -152,7 +152,8 @@ class Service:
             "store": f"sqlite:///{directory}/meshmint.db",
             "keys": {
                 "pkcs11": f"pkcs11:token=meshmint?module-path={self.module}"
-                f"&pin-source=file:{self._pin_file}"
+                f"&pin-source=file:{self._pin_file}",
+                **options.pop("keys", {}),
             },
             "authenticators": [
                 {
@@ -181,7 +182,8 @@ class Service:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "SOFTHSM2_CONF": str(self._softhsm_conf)}
+        shim = {} if self.shim is None else self.shim.environment
+        return {**os.environ, **shim, "SOFTHSM2_CONF": str(self._softhsm_conf)}
 
     @property
     def token_environment(self) -> dict[str, str]:
