@@ -65,6 +65,7 @@ class World:
     issuers: OneIssuer
     store: Store
     mint: Mint
+    troubles: list[str]
 
     async def issue(self, seconds: float = 10.0, **asked: object) -> Issued:
         return await self.mint.issue(
@@ -86,20 +87,23 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     store = Store.open(f"sqlite:///{tmp_path}/store.db")
     await store.migrate()
     issuers = OneIssuer(issuer)
+    troubles: list[str] = []
     mint = Mint(
         roles=Roles(),  # type: ignore[arg-type]
         issuers=issuers,  # type: ignore[arg-type]
         store=store,
         bounds=Bounds(TRUST_DOMAIN, timedelta(hours=1), timedelta(days=30)),
         audit=AuditLog(),
+        on_key_trouble=lambda: troubles.append("key"),
     )
-    yield World(key, issuers, store, mint)
+    yield World(key, issuers, store, mint, troubles)
     mint.close()
     await store.close()
 
 
 async def test_what_is_handed_out_is_on_record(world: World) -> None:
     issued = await world.issue()
+    assert not world.troubles
     row = await world.store.get_record(issued.serial_number)
     assert row is not None
     assert x509.load_der_x509_certificate(row.certificate) == x509.load_pem_x509_certificate(
@@ -114,6 +118,7 @@ async def test_wrong_signature_is_never_handed_out(world: World) -> None:
         await world.issue()
     assert caught.value.retry_after is not None
     assert await world.recorded() == 0
+    assert world.troubles
 
 
 async def test_key_that_fails_leaves_nothing_behind(world: World) -> None:
@@ -121,6 +126,7 @@ async def test_key_that_fails_leaves_nothing_behind(world: World) -> None:
     with pytest.raises(KeyUnavailable):
         await world.issue()
     assert await world.recorded() == 0
+    assert world.troubles
 
 
 async def test_store_that_fails_means_nothing_is_handed_out(
@@ -140,6 +146,7 @@ async def test_deadline_passed_while_signing_mints_nothing(world: World) -> None
         await world.issue(seconds=0.05)
     assert world.key.signatures == 0
     assert await world.recorded() == 0
+    assert world.troubles
 
 
 async def test_client_that_hangs_up_while_recording_still_leaves_a_record_and_its_log_line(

@@ -145,6 +145,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
             bounds=bounds,
             audit=audit,
             admission=admission,
+            on_key_trouble=probe.doubt,
         )
         stack.callback(mint.close)
         admins = Administrators(config.admins)

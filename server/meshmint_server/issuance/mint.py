@@ -83,6 +83,7 @@ class Mint:
         audit: AuditLog,
         admission: Admission | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        on_key_trouble: Callable[[], None] = lambda: None,
     ) -> None:
         self._roles = roles
         self._issuers = issuers
@@ -91,6 +92,7 @@ class Mint:
         self._audit = audit
         self._admission = admission or Admission()
         self._clock = clock
+        self._on_key_trouble = on_key_trouble
         self._subject_keys = SubjectKeys()
         self._decider = Decider()
         self._templates = Templates()
@@ -219,11 +221,16 @@ class Mint:
         try:
             signature = await key.sign(data, algorithm)
             observe = _SIGNATURE_MADE
+        except (KeyUnavailable, asyncio.CancelledError):
+            # Whoever stopped waiting may have waited for a key that hangs.
+            self._on_key_trouble()
+            raise
         finally:
             observe(time.perf_counter() - started)
         if not signature or not algorithm.is_valid(prepared.issuer.public_key, signature, data):
             _SIGNATURE_WRONG(time.perf_counter() - started)
             log.error("the key made a wrong signature", key=key.uri)
+            self._on_key_trouble()
             raise KeyUnavailable(
                 "The signing key made a signature that does not verify. Nothing was handed out. "
                 "Retry, and have an operator look at the token."

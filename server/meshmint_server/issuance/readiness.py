@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -19,6 +20,8 @@ __all__ = ["Readiness", "ReadinessProbe"]
 log = structlog.get_logger(__name__)
 
 _PROBE = b"meshmint readiness probe: not a certificate"
+# Between two probes, however much is in doubt.
+_SHORTEST_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class ReadinessProbe:
         self._issuers = issuers
         self._store = store
         self._listeners: list[Callable[[Readiness], None]] = []
+        self._doubt = asyncio.Event()
         self.current = Readiness(False, "starting")
 
     def on_change(self, listener: Callable[[Readiness], None]) -> None:
@@ -77,8 +81,17 @@ class ReadinessProbe:
         for listener in self._listeners:
             listener(outcome)
 
+    def doubt(self) -> None:
+        """Has `follow` probe soon: something failed as if this worker could not issue."""
+        self._doubt.set()
+
     async def follow(self, interval: float) -> None:
-        """Probes for ever, every ``interval`` seconds."""
+        """Probes for ever: every ``interval`` seconds, and soon while not ready or in doubt."""
         while True:
-            await asyncio.sleep(interval)
+            await asyncio.sleep(_SHORTEST_SECONDS)
+            if self.current.is_ready:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(interval):
+                        await self._doubt.wait()
+            self._doubt.clear()
             await self.probe()
