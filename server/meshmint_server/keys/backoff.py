@@ -14,11 +14,11 @@ from meshmint_server.keys.key import KeyFault
 __all__ = ["Backoff"]
 
 _BACKOFF_FIRST: Final = 0.5
-_BACKOFF_MOST: Final = 30.0
+_BACKOFF_MOST: Final = 5.0
 
 
 class Backoff:
-    """When something that failed may be tried again: 0.5 s, doubling up to 30 s."""
+    """When something that failed may be tried again: 0.5 s, doubling up to 5 s."""
 
     def __init__(self) -> None:
         self._delay = 0.0

@@ -344,6 +344,8 @@ class RemoteKeyRing:
         await self._question("start", settings=self._settings.model_dump(mode="json"), **self._log)
         for number in tuple(self._keys):
             await self._adopt(number)
+        if self._keys:
+            await self._try("connect")
         life.is_ready = True
         if self._turn is not None and not self._turn.done():
             self._turn.set_result(None)
@@ -354,8 +356,12 @@ class RemoteKeyRing:
         if key is None:
             return
         public_key = public_key_info(key.public_key).hex()
+        await self._try("adopt", key=number, uri=key.uri, public_key=public_key)
+
+    async def _try(self, do: str, **arguments: object) -> None:
+        """Asks for what a signature does for itself, too, if it fails now."""
         try:
-            await self._question("adopt", key=number, uri=key.uri, public_key=public_key)
+            await self._question(do, **arguments)
         except MeshmintError as error:
             _log.warning("a key cannot be used at present: %s", error.message)
 

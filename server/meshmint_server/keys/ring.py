@@ -43,6 +43,8 @@ OpenKey: TypeAlias = FileKey | Pkcs11Key
 # An RSA-4096 key takes tokens up to a minute to make.
 _GENERATE_SECONDS: Final = 120.0
 _OPEN_SECONDS: Final = 30.0
+# A module may take longer to start and log in than a signature may, and yet not for ever.
+_CONNECT_SECONDS: Final = 10.0
 _KEY_FILE: Final = ".pem"
 _TEST_MESSAGE: Final = b"meshmint key test, not a certificate: "
 
@@ -104,6 +106,15 @@ class KeyRing:
         if self._token is None or self._module is None:
             return None
         return await self._module.signer.run(self._token.introduce, timeout=_OPEN_SECONDS)
+
+    async def connect(self) -> None:
+        """Log in to the token, if there is one: no signature has the time for a slow one to start.
+
+        Raises:
+            KeyUnavailable: It is not there, or does not let us in.
+        """
+        if self._token is not None and self._module is not None:
+            await self._module.signer.run(self._token.introduce, timeout=_CONNECT_SECONDS)
 
     async def open(self, uri: str, public_key_spki_der: bytes | None = None) -> OpenKey:
         """Open a key and prove that it signs for its public key.

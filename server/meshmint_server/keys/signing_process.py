@@ -157,6 +157,8 @@ class SigningProcess:
         match asked["do"]:
             case "find_token":
                 return await ring.find_token()
+            case "connect":
+                return await ring.connect()
             case "open":
                 key = await ring.open(asked["uri"], _bytes(asked["public_key"]))
             case "generate":
