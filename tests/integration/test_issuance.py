@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import subprocess
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -208,12 +209,19 @@ def test_role_written_for_vault_does_what_it_says(service: Service, tmp_path: Pa
     )
 
 
-def test_serial_numbers_are_unique_and_use_their_whole_range(service: Service) -> None:
+def test_serial_numbers_begin_with_the_time_and_end_in_120_random_bits(service: Service) -> None:
     role = service.put_role({"spiffe": "own", "key_type": "ec"})
+    began = int(time.time())
     serials = [int(service.issue(pb.IssueRequest(role=role)).serial_number, 16) for _ in range(40)]
-    assert len(set(serials)) == len(serials)
-    assert max(serials).bit_length() > 150
+    # RFC 5280 section 4.1.2.2: positive, at most 20 octets.
     assert all(0 < serial < 2**159 for serial in serials)
+    times = [serial >> 120 for serial in serials]
+    assert times == sorted(times)
+    assert began <= times[0] <= times[-1] <= time.time()
+    endings = [serial % 2**120 for serial in serials]
+    assert len(set(endings)) == len(endings)
+    for bit in range(120):
+        assert len({ending >> bit & 1 for ending in endings}) == 2, bit
 
 
 def test_ttl_over_the_maximum_is_shortened_with_a_warning(service: Service) -> None:

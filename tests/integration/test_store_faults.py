@@ -6,7 +6,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from meshmint_server.errors import StoreUnavailable
 from meshmint_server.store import RecordFilter, RoleRow, Store, TimeLimits
 from meshmint_server.store.database import Database, RowRefused
 from meshmint_server.store.schema import metadata
-from meshmint_server.store.url import parse_store_url
+from meshmint_server.store.sqlite_writer import SqliteWriter
+from meshmint_server.store.url import SqliteUrl, parse_store_url
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
-from support.postgres import PostgresServer
+from support.cutting_server import CuttingServer, Loses
+from support.postgres import PORT, PostgresServer
 from support.rows import record_row
 
 
@@ -71,6 +74,41 @@ async def test_a_restart_while_idle_is_not_noticed(own_server: PostgresServer):
     await store.record(record_row())
     await store.ping()
     assert len((await store.list_records(RecordFilter())).items) == 2
+    await store.close()
+
+
+@pytest.fixture
+async def cutting_server(postgres_server: PostgresServer) -> AsyncIterator[CuttingServer]:
+    """The way to a server that loses its answers when it is told to."""
+    server = CuttingServer(f"{postgres_server.directory}/.s.PGSQL.{PORT}")
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.mark.parametrize("loses", ["question", "answer"])
+async def test_a_connection_that_breaks_in_the_middle_of_a_commit_leaves_one_record(
+    postgres_url: str, cutting_server: CuttingServer, loses: Loses
+):
+    store = Store.open(postgres_url)
+    await store.migrate()
+    through = Store.open(cutting_server.reroute(postgres_url))
+    before, *rows = (record_row() for _ in range(6))
+    await through.record(before)
+    cutting_server.loses = loses
+    await asyncio.gather(*map(through.record, rows))
+    assert cutting_server.lost == 1
+    kept = (await store.list_records(RecordFilter())).items
+    assert {row.serial_number for row in kept} == {row.serial_number for row in (before, *rows)}
+    assert len(kept) == 6
+
+    # One of another certificate with the same serial number is still refused.
+    cutting_server.loses = loses
+    with pytest.raises(StoreUnavailable) as refusal:
+        await through.record(replace(record_row(), serial_number=before.serial_number))
+    assert refusal.value.reason == "RECORD_REFUSED"
+    assert await store.get_record(before.serial_number) == before
+    await through.close()
     await store.close()
 
 
@@ -236,6 +274,45 @@ async def test_a_statement_has_a_time_limit(store_url: str):
     await store.close()
 
 
+# Each makes the next insertion of a record last for minutes.
+SLOW = {
+    "sqlite": (
+        "CREATE TRIGGER slow BEFORE INSERT ON records BEGIN SELECT (WITH RECURSIVE n(i) AS "
+        "(SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000000) SELECT count(*) FROM n);END",
+        "DROP TRIGGER slow",
+    ),
+    "postgresql": (
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(300); RETURN NEW; END $$",
+        "CREATE TRIGGER slow BEFORE INSERT ON records FOR EACH ROW EXECUTE FUNCTION slow()",
+        "DROP TRIGGER slow ON records",
+    ),
+}
+
+
+async def test_a_batch_has_a_time_limit_and_holds_nobody_up_afterwards(store_url: str):
+    store = Store.open(store_url, limits=TimeLimits(connect=0.2, lock=0.2, statement=0.2))
+    other = Store.open(store_url)
+    await store.migrate()
+    *slow_down, speed_up = SLOW[store_url.partition(":")[0]]
+
+    async def execute(*statements: str) -> None:
+        async def work(connection: AsyncConnection) -> None:
+            for statement in statements:
+                await connection.exec_driver_sql(statement)
+
+        await other.database.run(work, writes=True)
+
+    await execute(*slow_down)
+    with pytest.raises(StoreUnavailable):
+        await store.record(record_row())
+    await execute(speed_up)
+    await asyncio.gather(*(store.record(record_row()) for _ in range(3)))
+    assert len((await store.list_records(RecordFilter())).items) == 3
+    await store.close()
+    await other.close()
+
+
 async def test_a_database_without_our_schema_is_unavailable(store_url: str):
     store = Store.open(store_url)
     with pytest.raises(StoreUnavailable):
@@ -359,3 +436,26 @@ async def test_sqlite_is_durable_by_its_settings(tmp_path: Path):
 
     assert await store.database.run(settings) == ["wal", 2, 1, 5000]
     await store.close()
+
+
+async def test_what_writes_records_to_sqlite_is_durable_by_its_settings(tmp_path: Path):
+    url = f"sqlite:///{tmp_path}/store.db"
+    store = Store.open(url)
+    await store.migrate()
+    await store.close()
+    writer = SqliteWriter(SqliteUrl(tmp_path / "store.db"), TimeLimits())
+    await writer.write([record_row()])
+    assert writer._connection
+    names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "trusted_schema")
+    settings = [writer._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
+    await writer.close()
+    assert settings == ["wal", 2, 1, 5000, 0]
+
+
+async def test_what_writes_records_makes_no_file_anew(tmp_path: Path):
+    store = Store.open(f"sqlite:///{tmp_path}/store.db")
+    (tmp_path / "store.db").unlink()
+    with pytest.raises(StoreUnavailable):
+        await store.record(record_row())
+    await store.close()
+    assert not [*tmp_path.iterdir()]

@@ -68,6 +68,23 @@ async def test_ten_thousand_concurrent_records_are_all_there_afterwards(store: S
     assert kept == {row.serial_number for row in rows}
 
 
+async def test_a_batch_of_any_size_records_each_row_and_nothing_else(store: Store):
+    rows: list[RecordRow] = []
+    for size in (1, 2, 3, 4, 5, 8, 9, 31, 33):
+        batch = [
+            record_row(names=tuple(f"DNS:{place}.example" for place in range(count)))
+            for count in range(size)
+        ]
+        await asyncio.gather(*map(store.record, batch))
+        rows += batch
+    kept = [row for page in await _pages(store, RecordFilter(), 1000) for row in page]
+    assert kept == [replace(row, certificate=b"") for row in reversed(rows)]
+    named = await _pages(store, RecordFilter(name="3.example"), 1000)
+    assert [row.serial_number for page in named for row in page] == [
+        row.serial_number for row in reversed(rows) if "DNS:3.example" in row.names
+    ]
+
+
 async def test_a_duplicate_serial_number_fails_alone(store: Store):
     rows = [record_row() for _ in range(50)]
     rows[30] = replace(rows[30], serial_number=rows[7].serial_number)
@@ -227,6 +244,15 @@ async def test_a_text_that_the_database_does_not_take_fails_alone(store: Store):
     outcomes = await asyncio.gather(*map(store.record, rows), return_exceptions=True)
     guilty = outcomes.pop(3)  # PostgreSQL's text has no NUL; SQLite's has
     assert guilty is None or getattr(guilty, "reason", "") == "RECORD_REFUSED"
+    assert outcomes == [None] * 7
+
+
+async def test_a_text_that_no_driver_can_send_fails_alone(store: Store):
+    rows = [record_row(caller="eve\ud800" if number == 3 else "alice") for number in range(8)]
+    outcomes = await asyncio.gather(*map(store.record, rows), return_exceptions=True)
+    guilty = outcomes.pop(3)
+    assert isinstance(guilty, StoreUnavailable)
+    assert guilty.reason == "RECORD_REFUSED"
     assert outcomes == [None] * 7
 
 

@@ -136,9 +136,30 @@ async def test_a_caller_does_not_wait_for_ever():
     disk = Disk()
     disk.may_go_on.clear()
     recorder = Recorder(disk.commit, time_limit=0.05)
+    committed = asyncio.create_task(recorder.record(record_row()))
+    await disk.started.wait()
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await recorder.record(record_row())
     with pytest.raises(StoreUnavailable):
-        await recorder.record(record_row())
+        await committed
     disk.may_go_on.set()
+    await recorder.close()
+    assert [len(batch) for batch in disk.batches] == [1]
+
+
+async def test_one_that_waits_too_long_takes_no_later_one_along():
+    disk = Disk()
+    disk.may_go_on.clear()
+    recorder = Recorder(disk.commit, time_limit=0.2)
+    first = asyncio.create_task(recorder.record(record_row()))
+    await asyncio.sleep(0.1)
+    second = asyncio.create_task(recorder.record(record_row()))
+    with pytest.raises(StoreUnavailable):
+        await first
+    assert not second.done()
+    disk.may_go_on.set()
+    await second
     await recorder.close()
 
 

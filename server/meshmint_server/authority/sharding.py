@@ -9,7 +9,7 @@ def shard_of(serial: int, shards: int) -> int:
     """The shard that lists the certificate if it is revoked.
 
     For life: the certificate names its distribution point, and so the number of shards
-    belongs to the issuer. Serial numbers are random, so all shards grow alike.
+    belongs to the issuer. Serial numbers end in random bits, so all shards grow alike.
 
     Args:
         serial: Serial number of the certificate.

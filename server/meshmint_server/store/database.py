@@ -25,19 +25,44 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from meshmint_server.errors import InvalidRequest, StoreUnavailable
 from meshmint_server.store.url import PostgresUrl, SqliteUrl
 
-__all__ = ["Database", "RowRefused", "TimeLimits"]
+__all__ = [
+    "FAULTS",
+    "SQLITE_SETTINGS",
+    "Database",
+    "RowRefused",
+    "TimeLimits",
+    "connect_postgres",
+    "refusal",
+    "sqlite_uri",
+    "unavailable",
+]
 
 T = TypeVar("T")
 Work = Callable[[AsyncConnection], Awaitable[T]]
 
 _log = structlog.get_logger(__name__)
 
-_FAULTS = (
+FAULTS = (
     SQLAlchemyError,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
     sqlite3.Error,
     OSError,  # refused, reset, no such socket; TimeoutError is one too
+)
+# SQLAlchemy's, SQLite's own, and of values that SQLite's driver cannot even send.
+_ABOUT_A_VALUE = (
+    IntegrityError,
+    DataError,
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    UnicodeEncodeError,
+    OverflowError,
+)
+# Of every connection: synchronous=FULL has each commit of the write-ahead log synced.
+SQLITE_SETTINGS = (
+    "PRAGMA synchronous=FULL",
+    "PRAGMA foreign_keys=ON",
+    "PRAGMA trusted_schema=OFF",
 )
 _WRITES = "meshmint_writes"
 _COMMITTED = "meshmint_committed"
@@ -118,12 +143,10 @@ class Database:
                     return await _attempt(engine, work)
         except _Stale as fault:
             raise unavailable(fault.__cause__ or fault) from None
-        except _FAULTS as fault:
-            if not _is_about_a_value(fault):
-                raise unavailable(fault) from None
-            _log.warning("store.row_refused", **_details(fault))
-            if writes:
-                raise RowRefused from None
+        except FAULTS as fault:
+            error = refusal(fault)
+            if writes or not isinstance(error, RowRefused):
+                raise error from None
             raise InvalidRequest(
                 "There can be no such value: leave control characters out."
             ) from None
@@ -138,7 +161,7 @@ class Database:
         try:
             async with asyncio.timeout(self.limits.migration), engine.begin() as connection:
                 return await work(connection)
-        except _FAULTS as fault:
+        except FAULTS as fault:
             raise unavailable(fault) from None
         finally:
             # The connection waits longer than others may: it does not go back.
@@ -159,7 +182,7 @@ class Database:
                     async with raw.execute("PRAGMA journal_mode=WAL") as cursor:
                         await cursor.fetchall()
                 return
-            except _FAULTS as fault:
+            except FAULTS as fault:
                 # SQLite does not wait for this lock by itself.
                 if "locked" not in str(fault) or time.monotonic() > ends:
                     raise unavailable(fault) from None
@@ -188,14 +211,22 @@ async def _attempt(engine: AsyncEngine, work: Work[T]) -> T:
         return result
 
 
+def refusal(fault: BaseException) -> RowRefused | StoreUnavailable:
+    """Logs what a writer met and returns what it means: one of its rows, or the database."""
+    if not _is_about_a_value(fault):
+        return unavailable(fault)
+    _log.warning("store.row_refused", **_details(fault))
+    return RowRefused()
+
+
 def _is_about_a_value(fault: BaseException) -> bool:
     """Whether the database is well and only dislikes what it was given."""
-    if isinstance(fault, IntegrityError | DataError):
+    if isinstance(fault, _ABOUT_A_VALUE):
         return True
-    # asyncpg's data exceptions (class 22: a NUL in text, a number out of range; 54000: a
-    # text that no index holds) come out of SQLAlchemy without a class of their own.
-    state = getattr(getattr(fault, "orig", None), "sqlstate", None)
-    return isinstance(state, str) and (state.startswith("22") or state == "54000")
+    # PostgreSQL's data exceptions (class 22: a NUL in text, a number out of range; 23: a
+    # constraint; 54000: a text that no index holds) have no class of their own in SQLAlchemy.
+    state = getattr(getattr(fault, "orig", None) or fault, "sqlstate", None)
+    return isinstance(state, str) and (state[:2] in ("22", "23") or state == "54000")
 
 
 def unavailable(fault: BaseException) -> StoreUnavailable:
@@ -237,10 +268,15 @@ def _prepare_file(url: SqliteUrl) -> None:
         ) from None
 
 
-def _sqlite_engine(url: SqliteUrl, limits: TimeLimits, pool_size: int) -> AsyncEngine:
+def sqlite_uri(url: SqliteUrl) -> str:
+    """The file as SQLite is to open it."""
     # mode=rw: a file that is gone must not come back empty, with another mode.
+    return f"file:{quote(str(url.path))}?mode=rw"
+
+
+def _sqlite_engine(url: SqliteUrl, limits: TimeLimits, pool_size: int) -> AsyncEngine:
     engine = create_async_engine(
-        f"sqlite+aiosqlite:///file:{quote(str(url.path))}?mode=rw&uri=true",
+        f"sqlite+aiosqlite:///{sqlite_uri(url)}&uri=true",
         connect_args={"isolation_level": None, "timeout": limits.lock},
         pool_size=pool_size,
         max_overflow=0,
@@ -259,9 +295,8 @@ def _sqlite_engine(url: SqliteUrl, limits: TimeLimits, pool_size: int) -> AsyncE
     @event.listens_for(engine.sync_engine, "connect")
     def prepare(dbapi_connection: Any, record: Any) -> None:
         cursor = dbapi_connection.cursor()
-        cursor.execute("PRAGMA synchronous=FULL")
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.execute("PRAGMA trusted_schema=OFF")
+        for setting in SQLITE_SETTINGS:
+            cursor.execute(setting)
         cursor.close()
         ends = record.info["statement_ends"] = [float("inf")]
         dbapi_connection.run_async(
@@ -299,27 +334,33 @@ def _sqlite_engine(url: SqliteUrl, limits: TimeLimits, pool_size: int) -> AsyncE
     return engine
 
 
-def _postgres_engine(url: PostgresUrl, limits: TimeLimits, pool_size: int) -> AsyncEngine:
-    async def connect() -> Any:
-        password: dict[str, str] = {}
-        if url.password_file is not None:
-            text = await asyncio.to_thread(url.password_file.read_text, "utf-8")
-            password["password"] = text.rstrip("\r\n")
-        return await asyncpg.connect(
-            url.dsn,
-            timeout=limits.connect,
-            server_settings={
-                "application_name": "meshmint",
-                "lock_timeout": str(int(limits.lock * 1000)),
-                "statement_timeout": str(int(limits.statement * 1000)),
-                "idle_in_transaction_session_timeout": str(int(limits.transaction * 1000)),
-            },
-            **password,
-        )
+async def connect_postgres(url: PostgresUrl, limits: TimeLimits) -> asyncpg.Connection:
+    """A connection with our time limits.
 
+    Raises:
+        asyncpg.PostgresError, asyncpg.InterfaceError, OSError: There is none.
+    """
+    password: dict[str, str] = {}
+    if url.password_file is not None:
+        text = await asyncio.to_thread(url.password_file.read_text, "utf-8")
+        password["password"] = text.rstrip("\r\n")
+    return await asyncpg.connect(
+        url.dsn,
+        timeout=limits.connect,
+        server_settings={
+            "application_name": "meshmint",
+            "lock_timeout": str(int(limits.lock * 1000)),
+            "statement_timeout": str(int(limits.statement * 1000)),
+            "idle_in_transaction_session_timeout": str(int(limits.transaction * 1000)),
+        },
+        **password,
+    )
+
+
+def _postgres_engine(url: PostgresUrl, limits: TimeLimits, pool_size: int) -> AsyncEngine:
     return create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=connect,
+        async_creator=lambda: connect_postgres(url, limits),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=limits.connect,

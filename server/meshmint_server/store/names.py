@@ -30,6 +30,10 @@ def searched_names(row: RecordRow) -> set[str]:
 
 def normal_name(text: str) -> str:
     """A name as it is searched by: in lower case; an IP address in its shortest form."""
+    # Most names are none, and asking costs more than all the rest: an IPv4 address ends
+    # with a digit, and one of IPv6 has a colon.
+    if not text[-1:].isdigit() and ":" not in text:
+        return text.lower()
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:

@@ -27,6 +27,7 @@ Observer = Callable[[int, float], None]
 class _Waiting:
     row: RecordRow
     outcome: asyncio.Future[None]
+    ends: float
 
 
 class Recorder:
@@ -56,6 +57,8 @@ class Recorder:
         self._time_limit = time_limit
         self._observe = observe
         self._queue: deque[_Waiting] = deque()
+        self._batch: list[_Waiting] = []
+        self._timer: asyncio.TimerHandle | None = None
         self._filled = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._is_closing = False
@@ -79,16 +82,16 @@ class Recorder:
             raise StoreUnavailable("The service is shutting down. Try again shortly.")
         if len(self._queue) >= self._max_waiting:
             raise Overloaded("Too many certificates wait to be recorded. Try again shortly.")
-        outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(row, outcome))
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[None] = loop.create_future()
+        ends = loop.time() + self._time_limit
+        self._queue.append(_Waiting(row, outcome, ends))
         self._filled.set()
+        if self._timer is None:
+            self._timer = loop.call_at(ends, self._expire)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work(), name="store-recorder")
-        try:
-            async with asyncio.timeout(self._time_limit):
-                await outcome
-        except TimeoutError:
-            raise StoreUnavailable("The store is too slow at present. Try again shortly.") from None
+        await outcome
 
     async def close(self) -> None:
         """Commits what waits, then stops. Later rows are refused."""
@@ -96,6 +99,22 @@ class Recorder:
         self._filled.set()
         if self._task is not None:
             await self._task
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _expire(self) -> None:
+        """Fails those whose time is over. One timer for all: they came in the order they end."""
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        for waiting in (*self._batch, *self._queue):
+            if waiting.outcome.done():
+                continue
+            if waiting.ends > loop.time():
+                self._timer = loop.call_at(waiting.ends, self._expire)
+                return
+            _fail(
+                [waiting], StoreUnavailable("The store is too slow at present. Try again shortly.")
+            )
 
     async def _work(self) -> None:
         while True:
@@ -105,12 +124,13 @@ class Recorder:
                 self._filled.clear()
                 await self._filled.wait()
                 continue
-            batch = self._take()
+            self._batch = self._take()
             try:
-                await self._settle(batch)
+                await self._settle(self._batch)
             finally:
                 # A bug or a cancelled task must not leave callers waiting.
-                _fail(batch, StoreUnavailable("The store does not answer at present."))
+                _fail(self._batch, StoreUnavailable("The store does not answer at present."))
+                self._batch = []
 
     def _take(self) -> list[_Waiting]:
         batch: list[_Waiting] = []

@@ -1,4 +1,4 @@
-"""Statements on records and their names: insert, look up by serial number, list newest first.
+"""Statements on records: look up by serial number, list newest first.
 
 Lists read an index in their own order and stop at the end of the page, so that
 their cost does not grow with the table.
@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, bindparam, func, insert, literal, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, func, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meshmint_server.errors import InvalidRequest, Violation
-from meshmint_server.store.names import normal_name, searched_names
+from meshmint_server.store.names import normal_name
 from meshmint_server.store.paging import (
     bad_page_token,
     bounded_page_size,
@@ -39,21 +39,9 @@ __all__ = [
     "fetch_latest_expiry",
     "fetch_record",
     "from_row",
-    "insert_records",
     "normal_serial_number",
 ]
 
-_INSERT = insert(records)
-# The database knows the sequence that it gave: the row is in its cache, and most
-# certificates have no name but their SPIFFE ID.
-_INSERT_NAME = insert(record_names).from_select(
-    ["name", "created_at", "sequence"],
-    select(
-        bindparam("searched", type_=record_names.c.name.type),
-        records.c.created_at,
-        records.c.sequence,
-    ).where(records.c.serial_number == bindparam("serial")),
-)
 _LISTED = [column for column in records.c if column.name != "certificate"]
 _POSITION = struct.Struct(">qq")
 _SERIAL = re.compile(r"[0-9a-f]{1,64}")
@@ -72,18 +60,6 @@ def normal_serial_number(text: str) -> str:
             violations=[Violation("serial_number", "Use hexadecimal digits, such as 3f:0a:c1.")],
         )
     return plain.lstrip("0") or "0"
-
-
-async def insert_records(connection: AsyncConnection, rows: Sequence[RecordRow]) -> None:
-    """Inserts `rows`, oldest first, and the names that they are found by."""
-    await connection.execute(_INSERT, [_as_values(row) for row in rows])
-    names = [
-        {"searched": name, "serial": row.serial_number}
-        for row in rows
-        for name in searched_names(row)
-    ]
-    if names:
-        await connection.execute(_INSERT_NAME, names)
 
 
 async def fetch_record(connection: AsyncConnection, serial_number: str) -> RecordRow | None:
@@ -207,24 +183,6 @@ class RecordList:
 def _is_spiffe_id(name: str) -> bool:
     # A certificate has one at most, and no other name begins like it.
     return name.startswith("spiffe://")
-
-
-def _as_values(row: RecordRow) -> dict[str, Any]:
-    return {
-        "serial_number": row.serial_number,
-        "certificate": row.certificate,
-        "issuer": row.issuer,
-        "role": row.role,
-        "authenticator": row.authenticator,
-        "caller": row.caller,
-        "spiffe_id": row.spiffe_id,
-        "subject": row.subject,
-        "names": row.names,
-        "not_before": row.not_before,
-        "not_after": row.not_after,
-        "created_at": row.created_at,
-        "request_id": row.request_id,
-    }
 
 
 def from_row(row: Row[Any], certificate: bytes, *, common_name: str | None = None) -> RecordRow:

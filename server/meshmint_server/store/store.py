@@ -17,12 +17,13 @@ from meshmint_server.store import configured, expired, federated, inspection, re
 from meshmint_server.store.database import Database, RowRefused, TimeLimits, Work
 from meshmint_server.store.leadership import Leadership, leadership_at
 from meshmint_server.store.migrate import SchemaState, migrate, schema_state
+from meshmint_server.store.postgres_writer import PostgresWriter
+from meshmint_server.store.record_values import RecordWriter
 from meshmint_server.store.recorder import Observer, Recorder
 from meshmint_server.store.records import (
     RecordList,
     fetch_latest_expiry,
     fetch_record,
-    insert_records,
     normal_serial_number,
 )
 from meshmint_server.store.rows import (
@@ -38,6 +39,7 @@ from meshmint_server.store.rows import (
     RoleRow,
 )
 from meshmint_server.store.schema import issuers, roles
+from meshmint_server.store.sqlite_writer import SqliteWriter
 from meshmint_server.store.url import PostgresUrl, SqliteUrl, parse_store_url
 
 __all__ = ["Store"]
@@ -62,8 +64,13 @@ class Store:
     ) -> None:
         self._url = url
         self.database = database
+        self._writer: RecordWriter = (
+            SqliteWriter(url, database.limits)
+            if isinstance(url, SqliteUrl)
+            else PostgresWriter(url, database.limits)
+        )
         self._recorder = Recorder(
-            self._commit,
+            self._writer.write,
             max_waiting=max_waiting,
             time_limit=database.limits.transaction,
             observe=observe,
@@ -119,6 +126,7 @@ class Store:
     async def close(self) -> None:
         """Commits the records that wait, then closes every connection."""
         await self._recorder.close()
+        await self._writer.close()
         await self.database.close()
 
     # Records
@@ -141,9 +149,6 @@ class Store:
             # Lists rest on this order; no way leads here for such a certificate.
             raise ValueError("a certificate expires after it was made")
         await self._recorder.record(row)
-
-    async def _commit(self, rows: Sequence[RecordRow]) -> None:
-        await self.database.run(lambda connection: insert_records(connection, rows), writes=True)
 
     async def get_record(self, serial_number: str) -> RecordRow | None:
         """The record with this serial number: hexadecimal, colons, hyphens and case aside.
