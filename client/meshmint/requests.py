@@ -6,6 +6,7 @@ server's to say.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address
@@ -129,6 +130,7 @@ def issue_message(
         key_algorithm=(
             pb.KEY_ALGORITHM_UNSPECIFIED if key_algorithm is None else _ALGORITHMS[key_algorithm]
         ),
+        request_id=_request_id(),
     )
 
 
@@ -139,7 +141,10 @@ def sign_message(role: str, csr: CsrSource, options: CertificateOptions) -> pb.S
         InvalidArgument: Bytes that start like PEM and are not text.
     """
     message = pb.SignRequest(
-        role=role, names=names_message(options), validity=validity_message(options)
+        role=role,
+        names=names_message(options),
+        validity=validity_message(options),
+        request_id=_request_id(),
     )
     if isinstance(csr, x509.CertificateSigningRequest):
         message.csr_der = csr.public_bytes(Encoding.DER)
@@ -153,6 +158,11 @@ def sign_message(role: str, csr: CsrSource, options: CertificateOptions) -> pb.S
     else:
         message.csr_der = csr
     return message
+
+
+def _request_id() -> str:
+    """192 random bits that make a retry of the message safe."""
+    return secrets.token_urlsafe(24)
 
 
 def timestamp(moment: datetime, field: str) -> Timestamp:

@@ -118,6 +118,27 @@ class AuditLog:
             not_after=utc_text(not_after),
         )
 
+    def repeated(
+        self,
+        origin: Origin,
+        *,
+        caller: str,
+        authenticator: str,
+        role: str,
+        serial: str,
+        issuer: str,
+    ) -> None:
+        """A certificate that was recorded before is about to be handed out again."""
+        self._log.info(
+            "reply repeated",
+            **_common(origin, "granted"),
+            caller=caller,
+            authenticator=authenticator,
+            role=role,
+            serial=serial,
+            issuer=issuer,
+        )
+
     def refused(
         self,
         origin: Origin,

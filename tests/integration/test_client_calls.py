@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -76,6 +77,28 @@ def test_unavailable_is_tried_again_and_the_pause_that_the_server_asks_for_is_ke
     assert time.monotonic() - begun >= 0.3
     assert [call.method for call in service.calls] == ["Sign", "Sign"]
     assert service.calls[0].request == service.calls[1].request
+
+
+def test_every_attempt_has_the_same_request_id_and_every_call_another(
+    service: FakeService, client: Client
+) -> None:
+    names = ["a.example"]
+    csr = make_csr(generate_key(), dns_names=names)
+    unavailable = refuse(grpc.StatusCode.UNAVAILABLE, "no", reason="X")
+    service.answers.append(unavailable)
+    client.request_svid()
+    service.answers.append(unavailable)
+    client.request_certificate(dns_names=names)
+    service.answers.append(unavailable)
+    client.issue(dns_names=names)
+    service.answers.append(unavailable)
+    client.sign(csr)
+    client.sign(csr)
+    ids = [call.request.request_id for call in service.calls]
+    assert len(ids) == 9
+    assert ids[0:8:2] == ids[1:8:2]
+    assert len(set(ids)) == 5
+    assert all(re.fullmatch("[A-Za-z0-9_-]{32,128}", request_id) for request_id in ids)
 
 
 def test_a_retry_that_would_pass_the_deadline_is_not_waited_for(service: FakeService) -> None:

@@ -89,7 +89,7 @@ async def test_a_duplicate_serial_number_fails_alone(store: Store):
     rows = [record_row() for _ in range(50)]
     rows[30] = replace(rows[30], serial_number=rows[7].serial_number)
     outcomes = await asyncio.gather(*map(store.record, rows), return_exceptions=True)
-    assert [index for index, outcome in enumerate(outcomes) if outcome is not None] == [30]
+    assert [index for index, outcome in enumerate(outcomes) if outcome is not True] == [30]
     refusal = outcomes[30]
     assert isinstance(refusal, StoreUnavailable)
     assert refusal.reason == "RECORD_REFUSED"
@@ -102,7 +102,7 @@ async def test_a_cancelled_caller_does_not_disturb_the_others(store: Store):
     for task in tasks[::3]:
         task.cancel()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    assert all(outcome is None for index, outcome in enumerate(outcomes) if index % 3)
+    assert all(outcome is True for index, outcome in enumerate(outcomes) if index % 3)
     await store.record(record_row())
 
 
@@ -116,6 +116,17 @@ async def test_close_keeps_what_was_handed_over_before(store_url: str):
     again = Store.open(store_url)
     assert len((await again.list_records(RecordFilter())).items) == 30
     await again.close()
+
+
+async def test_a_store_may_be_closed_twice_and_unused(store_url: str):
+    unused = Store.open(store_url)
+    await unused.close()
+    await unused.close()
+    store = Store.open(store_url)
+    await store.migrate()
+    await store.record(record_row())
+    await store.close()
+    await store.close()
 
 
 async def test_a_serial_number_is_found_however_it_is_spelled(store: Store):
@@ -243,8 +254,8 @@ async def test_a_text_that_the_database_does_not_take_fails_alone(store: Store):
     rows = [record_row(caller="eve\0" if number == 3 else "alice") for number in range(8)]
     outcomes = await asyncio.gather(*map(store.record, rows), return_exceptions=True)
     guilty = outcomes.pop(3)  # PostgreSQL's text has no NUL; SQLite's has
-    assert guilty is None or getattr(guilty, "reason", "") == "RECORD_REFUSED"
-    assert outcomes == [None] * 7
+    assert guilty is True or getattr(guilty, "reason", "") == "RECORD_REFUSED"
+    assert outcomes == [True] * 7
 
 
 async def test_a_text_that_no_driver_can_send_fails_alone(store: Store):
@@ -253,7 +264,7 @@ async def test_a_text_that_no_driver_can_send_fails_alone(store: Store):
     guilty = outcomes.pop(3)
     assert isinstance(guilty, StoreUnavailable)
     assert guilty.reason == "RECORD_REFUSED"
-    assert outcomes == [None] * 7
+    assert outcomes == [True] * 7
 
 
 async def test_a_text_that_no_database_row_can_hold_is_not_found_or_refused(store: Store):

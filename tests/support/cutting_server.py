@@ -2,12 +2,14 @@
 
 A unix socket that passes everything on to the real one, until it is told to lose
 something: then it ends a session, before the server has the next question or, once the
-server has done what it was asked for, before the client has the answer.
+server has done what it was asked for, before the client has the answer. The statement
+must have run on that session before: its preparation is no question that ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -38,6 +40,7 @@ class CuttingServer:
         self._directory = Path(tempfile.mkdtemp(prefix="mmcut-", dir="/tmp"))
         self._server: asyncio.Server | None = None
         self._sessions: set[asyncio.Task[None]] = set()
+        self._open: set[asyncio.StreamWriter] = set()
 
     def reroute(self, url: str) -> str:
         """The store URL that leads through here to the database of `url`."""
@@ -53,9 +56,9 @@ class CuttingServer:
         """Ends every session."""
         if self._server is not None:
             self._server.close()
-        for session in [*self._sessions]:
-            session.cancel()
-        await asyncio.gather(*self._sessions, return_exceptions=True)
+        for writer in self._open:
+            writer.transport.abort()
+        await asyncio.gather(*self._sessions)
         shutil.rmtree(self._directory)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -64,18 +67,21 @@ class CuttingServer:
         self._sessions.add(task)
         task.add_done_callback(self._sessions.discard)
         there_reader, there_writer = await asyncio.open_unix_connection(self._target)
-        try:
-            ways = {
-                asyncio.create_task(self._ask(reader, there_writer)),
-                asyncio.create_task(self._answer(there_reader, writer)),
-            }
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-        finally:
-            writer.close()
-            there_writer.close()
+        both = {writer, there_writer}
+        self._open |= both
+        ways = {
+            asyncio.create_task(self._ask(reader, there_writer)),
+            asyncio.create_task(self._answer(there_reader, writer)),
+        }
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        self._open -= both
+        for one in both:
+            one.transport.abort()
+        # Without its connections the other way ends, too.
+        await asyncio.gather(*ways, return_exceptions=True)
+        for one in both:
+            with contextlib.suppress(OSError):
+                await one.wait_closed()
 
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(65536):

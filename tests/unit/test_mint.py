@@ -155,10 +155,10 @@ async def test_client_that_hangs_up_while_recording_still_leaves_a_record_and_it
     reached = asyncio.Event()
     record = world.store.record
 
-    async def slow(row: RecordRow) -> None:
+    async def slow(row: RecordRow) -> bool:
         reached.set()
         await asyncio.sleep(0.1)
-        await record(row)
+        return await record(row)
 
     monkeypatch.setattr(world.store, "record", slow)
     logged: list[str] = []

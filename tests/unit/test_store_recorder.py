@@ -1,7 +1,7 @@
 """Group commit by itself: who is released when, and who fails with whom."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pytest
 from meshmint_server.errors import Overloaded, StoreUnavailable
@@ -21,8 +21,9 @@ class Disk:
         self.may_go_on.set()
         self.refused: set[str] = set()
         self.broken = False
+        self.outrun: set[str] = set()
 
-    async def commit(self, rows: Sequence[RecordRow]) -> None:
+    async def commit(self, rows: Sequence[RecordRow]) -> Collection[str]:
         self.started.set()
         await self.may_go_on.wait()
         if self.broken:
@@ -30,6 +31,7 @@ class Disk:
         if any(row.serial_number in self.refused for row in rows):
             raise RowRefused
         self.batches.append(list(rows))
+        return self.outrun
 
     @property
     def kept(self) -> set[str]:
@@ -74,7 +76,7 @@ async def test_a_refused_row_fails_alone():
     rows = [record_row() for _ in range(37)]
     disk.refused = {rows[11].serial_number, rows[12].serial_number}
     outcomes = await asyncio.gather(*map(recorder.record, rows), return_exceptions=True)
-    failed = [index for index, outcome in enumerate(outcomes) if outcome is not None]
+    failed = [index for index, outcome in enumerate(outcomes) if outcome is not True]
     assert failed == [11, 12]
     assert isinstance(outcomes[11], StoreUnavailable)
     assert outcomes[11].reason == "RECORD_REFUSED"

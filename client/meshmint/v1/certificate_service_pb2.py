@@ -27,17 +27,17 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%meshmint/v1/certificate_service.proto\x12\x0bmeshmint.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"+\n\tOtherName\x12\x0f\n\x07type_id\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xfc\x01\n\x10\x43\x65rtificateNames\x12\x13\n\x0b\x63ommon_name\x18\x01 \x01(\t\x12\x11\n\tdns_names\x18\x02 \x03(\t\x12\x14\n\x0cip_addresses\x18\x03 \x03(\t\x12\x0c\n\x04uris\x18\x04 \x03(\t\x12\x17\n\x0f\x65mail_addresses\x18\x05 \x03(\t\x12+\n\x0bother_names\x18\x06 \x03(\x0b\x32\x16.meshmint.v1.OtherName\x12\x1d\n\x15subject_serial_number\x18\x07 \x01(\t\x12\x10\n\x08user_ids\x18\x08 \x03(\t\x12%\n\x1d\x65xclude_common_name_from_sans\x18\t \x01(\x08\"\x9c\x01\n\x08Validity\x12(\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12/\n\tnot_after\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12.\n\nnot_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x05\n\x03\x65nd\"\xa5\x01\n\x0cIssueRequest\x12\x0c\n\x04role\x18\x01 \x01(\t\x12,\n\x05names\x18\x02 \x01(\x0b\x32\x1d.meshmint.v1.CertificateNames\x12\'\n\x08validity\x18\x03 \x01(\x0b\x32\x15.meshmint.v1.Validity\x12\x30\n\rkey_algorithm\x18\x04 \x01(\x0e\x32\x19.meshmint.v1.KeyAlgorithm\"\x97\x02\n\rIssueResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\r\n\x05\x63hain\x18\x02 \x03(\t\x12\x14\n\x0ctrust_bundle\x18\x03 \x03(\t\x12\x15\n\rserial_number\x18\x04 \x01(\t\x12\x11\n\tspiffe_id\x18\x05 \x01(\t\x12.\n\nnot_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04role\x18\x08 \x01(\t\x12\x0e\n\x06issuer\x18\t \x01(\t\x12\x10\n\x08warnings\x18\n \x03(\t\x12\x13\n\x0bprivate_key\x18\x0b \x01(\t\"\x9f\x01\n\x0bSignRequest\x12\x0c\n\x04role\x18\x01 \x01(\t\x12,\n\x05names\x18\x02 \x01(\x0b\x32\x1d.meshmint.v1.CertificateNames\x12\'\n\x08validity\x18\x03 \x01(\x0b\x32\x15.meshmint.v1.Validity\x12\x11\n\x07\x63sr_pem\x18\x04 \x01(\tH\x00\x12\x11\n\x07\x63sr_der\x18\x05 \x01(\x0cH\x00\x42\x05\n\x03\x63sr\"\x81\x02\n\x0cSignResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\r\n\x05\x63hain\x18\x02 \x03(\t\x12\x14\n\x0ctrust_bundle\x18\x03 \x03(\t\x12\x15\n\rserial_number\x18\x04 \x01(\t\x12\x11\n\tspiffe_id\x18\x05 \x01(\t\x12.\n\nnot_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04role\x18\x08 \x01(\t\x12\x0e\n\x06issuer\x18\t \x01(\t\x12\x10\n\x08warnings\x18\n \x03(\t\"\x89\x01\n\x12IssueStreamRequest\x12\x33\n\x05items\x18\x01 \x03(\x0b\x32$.meshmint.v1.IssueStreamRequest.Item\x1a>\n\x04Item\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x07request\x18\x02 \x01(\x0b\x32\x19.meshmint.v1.IssueRequest\"\xbf\x01\n\x13IssueStreamResponse\x12\x34\n\x05items\x18\x01 \x03(\x0b\x32%.meshmint.v1.IssueStreamResponse.Item\x1ar\n\x04Item\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\x08response\x18\x02 \x01(\x0b\x32\x1a.meshmint.v1.IssueResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x86\x01\n\x11SignStreamRequest\x12\x32\n\x05items\x18\x01 \x03(\x0b\x32#.meshmint.v1.SignStreamRequest.Item\x1a=\n\x04Item\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x07request\x18\x02 \x01(\x0b\x32\x18.meshmint.v1.SignRequest\"\xbc\x01\n\x12SignStreamResponse\x12\x33\n\x05items\x18\x01 \x03(\x0b\x32$.meshmint.v1.SignStreamResponse.Item\x1aq\n\x04Item\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x08response\x18\x02 \x01(\x0b\x32\x19.meshmint.v1.SignResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"!\n\x0fGetChainRequest\x12\x0e\n\x06issuer\x18\x01 \x01(\t\"\x8c\x01\n\x10GetChainResponse\x12\x0e\n\x06issuer\x18\x01 \x01(\t\x12\r\n\x05\x63hain\x18\x02 \x03(\t\x12\x14\n\x0ctrust_bundle\x18\x03 \x03(\t\x12\x14\n\x0ctrust_domain\x18\x04 \x01(\t\x12-\n\tnot_after\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"/\n\x17WatchTrustBundleRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\"\xaa\x01\n\x18WatchTrustBundleResponse\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x14\n\x0ctrust_bundle\x18\x02 \x03(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12/\n\x0crefresh_hint\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1f\n\x17\x66\x65\x64\x65rated_trust_domains\x18\x05 \x03(\t\"\x95\x01\n\rRevokeRequest\x12\x17\n\rserial_number\x18\x01 \x01(\tH\x00\x12\x15\n\x0b\x63\x65rtificate\x18\x02 \x01(\tH\x00\x12-\n\x06reason\x18\x03 \x01(\x0e\x32\x1d.meshmint.v1.RevocationReason\x12\x1b\n\x13proof_of_possession\x18\x04 \x01(\x0c\x42\x08\n\x06target\"\xb4\x01\n\x0eRevokeResponse\x12\x15\n\rserial_number\x18\x01 \x01(\t\x12\x0e\n\x06issuer\x18\x02 \x01(\t\x12\x33\n\x0frevocation_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06reason\x18\x04 \x01(\x0e\x32\x1d.meshmint.v1.RevocationReason\x12\x17\n\x0f\x61lready_revoked\x18\x05 \x01(\x08*\xed\x01\n\x0cKeyAlgorithm\x12\x1d\n\x19KEY_ALGORITHM_UNSPECIFIED\x10\x00\x12\x19\n\x15KEY_ALGORITHM_EC_P256\x10\x01\x12\x19\n\x15KEY_ALGORITHM_EC_P384\x10\x02\x12\x19\n\x15KEY_ALGORITHM_EC_P521\x10\x03\x12\x1a\n\x16KEY_ALGORITHM_RSA_2048\x10\x04\x12\x1a\n\x16KEY_ALGORITHM_RSA_3072\x10\x05\x12\x1a\n\x16KEY_ALGORITHM_RSA_4096\x10\x06\x12\x19\n\x15KEY_ALGORITHM_ED25519\x10\x07*\x81\x02\n\x10RevocationReason\x12!\n\x1dREVOCATION_REASON_UNSPECIFIED\x10\x00\x12$\n REVOCATION_REASON_KEY_COMPROMISE\x10\x01\x12)\n%REVOCATION_REASON_AFFILIATION_CHANGED\x10\x03\x12 \n\x1cREVOCATION_REASON_SUPERSEDED\x10\x04\x12,\n(REVOCATION_REASON_CESSATION_OF_OPERATION\x10\x05\x12)\n%REVOCATION_REASON_PRIVILEGE_WITHDRAWN\x10\t2\xa9\x04\n\x12\x43\x65rtificateService\x12>\n\x05Issue\x12\x19.meshmint.v1.IssueRequest\x1a\x1a.meshmint.v1.IssueResponse\x12;\n\x04Sign\x12\x18.meshmint.v1.SignRequest\x1a\x19.meshmint.v1.SignResponse\x12T\n\x0bIssueStream\x12\x1f.meshmint.v1.IssueStreamRequest\x1a .meshmint.v1.IssueStreamResponse(\x01\x30\x01\x12Q\n\nSignStream\x12\x1e.meshmint.v1.SignStreamRequest\x1a\x1f.meshmint.v1.SignStreamResponse(\x01\x30\x01\x12G\n\x08GetChain\x12\x1c.meshmint.v1.GetChainRequest\x1a\x1d.meshmint.v1.GetChainResponse\x12\x61\n\x10WatchTrustBundle\x12$.meshmint.v1.WatchTrustBundleRequest\x1a%.meshmint.v1.WatchTrustBundleResponse0\x01\x12\x41\n\x06Revoke\x12\x1a.meshmint.v1.RevokeRequest\x1a\x1b.meshmint.v1.RevokeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%meshmint/v1/certificate_service.proto\x12\x0bmeshmint.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"+\n\tOtherName\x12\x0f\n\x07type_id\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xfc\x01\n\x10\x43\x65rtificateNames\x12\x13\n\x0b\x63ommon_name\x18\x01 \x01(\t\x12\x11\n\tdns_names\x18\x02 \x03(\t\x12\x14\n\x0cip_addresses\x18\x03 \x03(\t\x12\x0c\n\x04uris\x18\x04 \x03(\t\x12\x17\n\x0f\x65mail_addresses\x18\x05 \x03(\t\x12+\n\x0bother_names\x18\x06 \x03(\x0b\x32\x16.meshmint.v1.OtherName\x12\x1d\n\x15subject_serial_number\x18\x07 \x01(\t\x12\x10\n\x08user_ids\x18\x08 \x03(\t\x12%\n\x1d\x65xclude_common_name_from_sans\x18\t \x01(\x08\"\x9c\x01\n\x08Validity\x12(\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12/\n\tnot_after\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12.\n\nnot_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x05\n\x03\x65nd\"\xb9\x01\n\x0cIssueRequest\x12\x0c\n\x04role\x18\x01 \x01(\t\x12,\n\x05names\x18\x02 \x01(\x0b\x32\x1d.meshmint.v1.CertificateNames\x12\'\n\x08validity\x18\x03 \x01(\x0b\x32\x15.meshmint.v1.Validity\x12\x30\n\rkey_algorithm\x18\x04 \x01(\x0e\x32\x19.meshmint.v1.KeyAlgorithm\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\x97\x02\n\rIssueResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\r\n\x05\x63hain\x18\x02 \x03(\t\x12\x14\n\x0ctrust_bundle\x18\x03 \x03(\t\x12\x15\n\rserial_number\x18\x04 \x01(\t\x12\x11\n\tspiffe_id\x18\x05 \x01(\t\x12.\n\nnot_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04role\x18\x08 \x01(\t\x12\x0e\n\x06issuer\x18\t \x01(\t\x12\x10\n\x08warnings\x18\n \x03(\t\x12\x13\n\x0bprivate_key\x18\x0b \x01(\t\"\xb3\x01\n\x0bSignRequest\x12\x0c\n\x04role\x18\x01 \x01(\t\x12,\n\x05names\x18\x02 \x01(\x0b\x32\x1d.meshmint.v1.CertificateNames\x12\'\n\x08validity\x18\x03 \x01(\x0b\x32\x15.meshmint.v1.Validity\x12\x11\n\x07\x63sr_pem\x18\x04 \x01(\tH\x00\x12\x11\n\x07\x63sr_der\x18\x05 \x01(\x0cH\x00\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\x05\n\x03\x63sr\"\x81\x02\n\x0cSignResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\r\n\x05\x63hain\x18\x02 \x03(\t\x12\x14\n\x0ctrust_bundle\x18\x03 \x03(\t\x12\x15\n\rserial_number\x18\x04 \x01(\t\x12\x11\n\tspiffe_id\x18\x05 \x01(\t\x12.\n\nnot_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04role\x18\x08 \x01(\t\x12\x0e\n\x06issuer\x18\t \x01(\t\x12\x10\n\x08warnings\x18\n \x03(\t\"\x89\x01\n\x12IssueStreamRequest\x12\x33\n\x05items\x18\x01 \x03(\x0b\x32$.meshmint.v1.IssueStreamRequest.Item\x1a>\n\x04Item\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x07request\x18\x02 \x01(\x0b\x32\x19.meshmint.v1.IssueRequest\"\xbf\x01\n\x13IssueStreamResponse\x12\x34\n\x05items\x18\x01 \x03(\x0b\x32%.meshmint.v1.IssueStreamResponse.Item\x1ar\n\x04Item\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\x08response\x18\x02 \x01(\x0b\x32\x1a.meshmint.v1.IssueResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x86\x01\n\x11SignStreamRequest\x12\x32\n\x05items\x18\x01 \x03(\x0b\x32#.meshmint.v1.SignStreamRequest.Item\x1a=\n\x04Item\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x07request\x18\x02 \x01(\x0b\x32\x18.meshmint.v1.SignRequest\"\xbc\x01\n\x12SignStreamResponse\x12\x33\n\x05items\x18\x01 \x03(\x0b\x32$.meshmint.v1.SignStreamResponse.Item\x1aq\n\x04Item\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x08response\x18\x02 \x01(\x0b\x32\x19.meshmint.v1.SignResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"!\n\x0fGetChainRequest\x12\x0e\n\x06issuer\x18\x01 \x01(\t\"\x8c\x01\n\x10GetChainResponse\x12\x0e\n\x06issuer\x18\x01 \x01(\t\x12\r\n\x05\x63hain\x18\x02 \x03(\t\x12\x14\n\x0ctrust_bundle\x18\x03 \x03(\t\x12\x14\n\x0ctrust_domain\x18\x04 \x01(\t\x12-\n\tnot_after\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"/\n\x17WatchTrustBundleRequest\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\"\xaa\x01\n\x18WatchTrustBundleResponse\x12\x14\n\x0ctrust_domain\x18\x01 \x01(\t\x12\x14\n\x0ctrust_bundle\x18\x02 \x03(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12/\n\x0crefresh_hint\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1f\n\x17\x66\x65\x64\x65rated_trust_domains\x18\x05 \x03(\t\"\x95\x01\n\rRevokeRequest\x12\x17\n\rserial_number\x18\x01 \x01(\tH\x00\x12\x15\n\x0b\x63\x65rtificate\x18\x02 \x01(\tH\x00\x12-\n\x06reason\x18\x03 \x01(\x0e\x32\x1d.meshmint.v1.RevocationReason\x12\x1b\n\x13proof_of_possession\x18\x04 \x01(\x0c\x42\x08\n\x06target\"\xb4\x01\n\x0eRevokeResponse\x12\x15\n\rserial_number\x18\x01 \x01(\t\x12\x0e\n\x06issuer\x18\x02 \x01(\t\x12\x33\n\x0frevocation_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06reason\x18\x04 \x01(\x0e\x32\x1d.meshmint.v1.RevocationReason\x12\x17\n\x0f\x61lready_revoked\x18\x05 \x01(\x08*\xed\x01\n\x0cKeyAlgorithm\x12\x1d\n\x19KEY_ALGORITHM_UNSPECIFIED\x10\x00\x12\x19\n\x15KEY_ALGORITHM_EC_P256\x10\x01\x12\x19\n\x15KEY_ALGORITHM_EC_P384\x10\x02\x12\x19\n\x15KEY_ALGORITHM_EC_P521\x10\x03\x12\x1a\n\x16KEY_ALGORITHM_RSA_2048\x10\x04\x12\x1a\n\x16KEY_ALGORITHM_RSA_3072\x10\x05\x12\x1a\n\x16KEY_ALGORITHM_RSA_4096\x10\x06\x12\x19\n\x15KEY_ALGORITHM_ED25519\x10\x07*\x81\x02\n\x10RevocationReason\x12!\n\x1dREVOCATION_REASON_UNSPECIFIED\x10\x00\x12$\n REVOCATION_REASON_KEY_COMPROMISE\x10\x01\x12)\n%REVOCATION_REASON_AFFILIATION_CHANGED\x10\x03\x12 \n\x1cREVOCATION_REASON_SUPERSEDED\x10\x04\x12,\n(REVOCATION_REASON_CESSATION_OF_OPERATION\x10\x05\x12)\n%REVOCATION_REASON_PRIVILEGE_WITHDRAWN\x10\t2\xa9\x04\n\x12\x43\x65rtificateService\x12>\n\x05Issue\x12\x19.meshmint.v1.IssueRequest\x1a\x1a.meshmint.v1.IssueResponse\x12;\n\x04Sign\x12\x18.meshmint.v1.SignRequest\x1a\x19.meshmint.v1.SignResponse\x12T\n\x0bIssueStream\x12\x1f.meshmint.v1.IssueStreamRequest\x1a .meshmint.v1.IssueStreamResponse(\x01\x30\x01\x12Q\n\nSignStream\x12\x1e.meshmint.v1.SignStreamRequest\x1a\x1f.meshmint.v1.SignStreamResponse(\x01\x30\x01\x12G\n\x08GetChain\x12\x1c.meshmint.v1.GetChainRequest\x1a\x1d.meshmint.v1.GetChainResponse\x12\x61\n\x10WatchTrustBundle\x12$.meshmint.v1.WatchTrustBundleRequest\x1a%.meshmint.v1.WatchTrustBundleResponse0\x01\x12\x41\n\x06Revoke\x12\x1a.meshmint.v1.RevokeRequest\x1a\x1b.meshmint.v1.RevokeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshmint.v1.certificate_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KEYALGORITHM']._serialized_start=2873
-  _globals['_KEYALGORITHM']._serialized_end=3110
-  _globals['_REVOCATIONREASON']._serialized_start=3113
-  _globals['_REVOCATIONREASON']._serialized_end=3370
+  _globals['_KEYALGORITHM']._serialized_start=2913
+  _globals['_KEYALGORITHM']._serialized_end=3150
+  _globals['_REVOCATIONREASON']._serialized_start=3153
+  _globals['_REVOCATIONREASON']._serialized_end=3410
   _globals['_OTHERNAME']._serialized_start=144
   _globals['_OTHERNAME']._serialized_end=187
   _globals['_CERTIFICATENAMES']._serialized_start=190
@@ -45,41 +45,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VALIDITY']._serialized_start=445
   _globals['_VALIDITY']._serialized_end=601
   _globals['_ISSUEREQUEST']._serialized_start=604
-  _globals['_ISSUEREQUEST']._serialized_end=769
-  _globals['_ISSUERESPONSE']._serialized_start=772
-  _globals['_ISSUERESPONSE']._serialized_end=1051
-  _globals['_SIGNREQUEST']._serialized_start=1054
-  _globals['_SIGNREQUEST']._serialized_end=1213
-  _globals['_SIGNRESPONSE']._serialized_start=1216
-  _globals['_SIGNRESPONSE']._serialized_end=1473
-  _globals['_ISSUESTREAMREQUEST']._serialized_start=1476
-  _globals['_ISSUESTREAMREQUEST']._serialized_end=1613
-  _globals['_ISSUESTREAMREQUEST_ITEM']._serialized_start=1551
-  _globals['_ISSUESTREAMREQUEST_ITEM']._serialized_end=1613
-  _globals['_ISSUESTREAMRESPONSE']._serialized_start=1616
-  _globals['_ISSUESTREAMRESPONSE']._serialized_end=1807
-  _globals['_ISSUESTREAMRESPONSE_ITEM']._serialized_start=1693
-  _globals['_ISSUESTREAMRESPONSE_ITEM']._serialized_end=1807
-  _globals['_SIGNSTREAMREQUEST']._serialized_start=1810
-  _globals['_SIGNSTREAMREQUEST']._serialized_end=1944
-  _globals['_SIGNSTREAMREQUEST_ITEM']._serialized_start=1883
-  _globals['_SIGNSTREAMREQUEST_ITEM']._serialized_end=1944
-  _globals['_SIGNSTREAMRESPONSE']._serialized_start=1947
-  _globals['_SIGNSTREAMRESPONSE']._serialized_end=2135
-  _globals['_SIGNSTREAMRESPONSE_ITEM']._serialized_start=2022
-  _globals['_SIGNSTREAMRESPONSE_ITEM']._serialized_end=2135
-  _globals['_GETCHAINREQUEST']._serialized_start=2137
-  _globals['_GETCHAINREQUEST']._serialized_end=2170
-  _globals['_GETCHAINRESPONSE']._serialized_start=2173
-  _globals['_GETCHAINRESPONSE']._serialized_end=2313
-  _globals['_WATCHTRUSTBUNDLEREQUEST']._serialized_start=2315
-  _globals['_WATCHTRUSTBUNDLEREQUEST']._serialized_end=2362
-  _globals['_WATCHTRUSTBUNDLERESPONSE']._serialized_start=2365
-  _globals['_WATCHTRUSTBUNDLERESPONSE']._serialized_end=2535
-  _globals['_REVOKEREQUEST']._serialized_start=2538
-  _globals['_REVOKEREQUEST']._serialized_end=2687
-  _globals['_REVOKERESPONSE']._serialized_start=2690
-  _globals['_REVOKERESPONSE']._serialized_end=2870
-  _globals['_CERTIFICATESERVICE']._serialized_start=3373
-  _globals['_CERTIFICATESERVICE']._serialized_end=3926
+  _globals['_ISSUEREQUEST']._serialized_end=789
+  _globals['_ISSUERESPONSE']._serialized_start=792
+  _globals['_ISSUERESPONSE']._serialized_end=1071
+  _globals['_SIGNREQUEST']._serialized_start=1074
+  _globals['_SIGNREQUEST']._serialized_end=1253
+  _globals['_SIGNRESPONSE']._serialized_start=1256
+  _globals['_SIGNRESPONSE']._serialized_end=1513
+  _globals['_ISSUESTREAMREQUEST']._serialized_start=1516
+  _globals['_ISSUESTREAMREQUEST']._serialized_end=1653
+  _globals['_ISSUESTREAMREQUEST_ITEM']._serialized_start=1591
+  _globals['_ISSUESTREAMREQUEST_ITEM']._serialized_end=1653
+  _globals['_ISSUESTREAMRESPONSE']._serialized_start=1656
+  _globals['_ISSUESTREAMRESPONSE']._serialized_end=1847
+  _globals['_ISSUESTREAMRESPONSE_ITEM']._serialized_start=1733
+  _globals['_ISSUESTREAMRESPONSE_ITEM']._serialized_end=1847
+  _globals['_SIGNSTREAMREQUEST']._serialized_start=1850
+  _globals['_SIGNSTREAMREQUEST']._serialized_end=1984
+  _globals['_SIGNSTREAMREQUEST_ITEM']._serialized_start=1923
+  _globals['_SIGNSTREAMREQUEST_ITEM']._serialized_end=1984
+  _globals['_SIGNSTREAMRESPONSE']._serialized_start=1987
+  _globals['_SIGNSTREAMRESPONSE']._serialized_end=2175
+  _globals['_SIGNSTREAMRESPONSE_ITEM']._serialized_start=2062
+  _globals['_SIGNSTREAMRESPONSE_ITEM']._serialized_end=2175
+  _globals['_GETCHAINREQUEST']._serialized_start=2177
+  _globals['_GETCHAINREQUEST']._serialized_end=2210
+  _globals['_GETCHAINRESPONSE']._serialized_start=2213
+  _globals['_GETCHAINRESPONSE']._serialized_end=2353
+  _globals['_WATCHTRUSTBUNDLEREQUEST']._serialized_start=2355
+  _globals['_WATCHTRUSTBUNDLEREQUEST']._serialized_end=2402
+  _globals['_WATCHTRUSTBUNDLERESPONSE']._serialized_start=2405
+  _globals['_WATCHTRUSTBUNDLERESPONSE']._serialized_end=2575
+  _globals['_REVOKEREQUEST']._serialized_start=2578
+  _globals['_REVOKEREQUEST']._serialized_end=2727
+  _globals['_REVOKERESPONSE']._serialized_start=2730
+  _globals['_REVOKERESPONSE']._serialized_end=2910
+  _globals['_CERTIFICATESERVICE']._serialized_start=3413
+  _globals['_CERTIFICATESERVICE']._serialized_end=3966
 # @@protoc_insertion_point(module_scope)

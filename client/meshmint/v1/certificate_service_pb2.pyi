@@ -256,11 +256,20 @@ class IssueRequest(_message.Message):
     NAMES_FIELD_NUMBER: _builtins.int
     VALIDITY_FIELD_NUMBER: _builtins.int
     KEY_ALGORITHM_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """Name of the role. May be empty when exactly one role fits the caller."""
     key_algorithm: Global___KeyAlgorithm.ValueType
     """The kind of key wanted. Only for roles with key_type "any"; elsewhere the
     role decides, and asking for another kind is refused.
+    """
+    request_id: _builtins.str
+    """Makes a retry safe: the same caller that sends the same request with the same
+    id within ten minutes gets the same certificate and key, and nothing is minted
+    twice. 32 to 128 of A-Z, a-z, 0-9, "_" and "-" with at least 128 random bits in
+    them, new for each request, and kept secret. Refused with REQUEST_ID_REUSED if
+    it was used for another request. Empty: every request makes a certificate, as
+    it does for a role with no_store, which keeps nothing.
     """
     @_builtins.property
     def names(self) -> Global___CertificateNames:
@@ -277,10 +286,11 @@ class IssueRequest(_message.Message):
         names: Global___CertificateNames | None = ...,
         validity: Global___Validity | None = ...,
         key_algorithm: Global___KeyAlgorithm.ValueType = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "validity", b"validity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_algorithm", b"key_algorithm", "names", b"names", "role", b"role", "validity", b"validity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_algorithm", b"key_algorithm", "names", b"names", "request_id", b"request_id", "role", b"role", "validity", b"validity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -369,12 +379,21 @@ class SignRequest(_message.Message):
     VALIDITY_FIELD_NUMBER: _builtins.int
     CSR_PEM_FIELD_NUMBER: _builtins.int
     CSR_DER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """Name of the role. May be empty when exactly one role fits the caller."""
     csr_pem: _builtins.str
     """PEM, one CERTIFICATE REQUEST block."""
     csr_der: _builtins.bytes
     """DER."""
+    request_id: _builtins.str
+    """Makes a retry safe: the same caller that sends the same request with the same
+    id within ten minutes gets the same certificate, and nothing is minted
+    twice. 32 to 128 of A-Z, a-z, 0-9, "_" and "-" with at least 128 random bits in
+    them, new for each request, and kept secret. Refused with REQUEST_ID_REUSED if
+    it was used for another request. Empty: every request makes a certificate, as
+    it does for a role with no_store, which keeps nothing.
+    """
     @_builtins.property
     def names(self) -> Global___CertificateNames:
         """Names beside those of the CSR. Where the role takes the common name or the
@@ -394,10 +413,11 @@ class SignRequest(_message.Message):
         validity: Global___Validity | None = ...,
         csr_pem: _builtins.str = ...,
         csr_der: _builtins.bytes = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "csr_der", b"csr_der", "csr_pem", b"csr_pem", "names", b"names", "validity", b"validity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "csr_der", b"csr_der", "csr_pem", b"csr_pem", "names", b"names", "role", b"role", "validity", b"validity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "csr_der", b"csr_der", "csr_pem", b"csr_pem", "names", b"names", "request_id", b"request_id", "role", b"role", "validity", b"validity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_csr: _TypeAlias = _typing.Literal["csr_pem", "csr_der"]  # noqa: Y015
     _WhichOneofArgType_csr: _TypeAlias = _typing.Literal["csr", b"csr"]  # noqa: Y015

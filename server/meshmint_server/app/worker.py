@@ -58,6 +58,7 @@ from meshmint_server.issuance import (
     RoleBook,
     ServiceCertificate,
     Tidy,
+    forget_expired_replies,
     service_spiffe_id,
 )
 from meshmint_server.keys import RemoteKeyRing
@@ -77,6 +78,7 @@ CRL_SECONDS = 1.0
 ROTATION_SECONDS = 1.0
 TIDY_SECONDS = 60.0
 NAMING_SECONDS = 60.0
+REPLIES_SECONDS = 5.0
 
 
 def run_worker(config: Config, pipe: Connection) -> None:
@@ -202,6 +204,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
             Duty("crl", publisher.run, CRL_SECONDS),
             Duty("rotation", rotator.run, ROTATION_SECONDS),
             Duty("names", Naming(store).run, NAMING_SECONDS),
+            Duty("replies", partial(forget_expired_replies, store), REPLIES_SECONDS),
         ]
         if config.tidy.enabled:
             tidy = Tidy(store, keep=config.tidy.keep, interval=config.tidy.interval)

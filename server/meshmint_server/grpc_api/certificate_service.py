@@ -88,6 +88,7 @@ class CertificateService(CertificateServiceServicer):
             lambda: translate.issue_request(request),
             origin=call.origin,
             deadline=call.deadline,
+            retryable=translate.retryable(request),
         )
         response = pb.IssueResponse(private_key=issued.private_key_pem or "")
         _fill(response, issued)
@@ -100,6 +101,7 @@ class CertificateService(CertificateServiceServicer):
             lambda: translate.sign_request(request),
             origin=call.origin,
             deadline=call.deadline,
+            retryable=translate.retryable(request),
         )
         response = pb.SignResponse()
         _fill(response, issued)
@@ -146,15 +148,15 @@ class CertificateService(CertificateServiceServicer):
 
 
 def _fill(response: pb.IssueResponse | pb.SignResponse, issued: Issued) -> None:
-    decision, issuer = issued.decision, issued.issuer
+    issuer = issued.issuer
     response.certificate = issued.certificate_pem
     response.chain.append(issuer.certificate_pem)
     response.chain.extend(issuer.chain_pem)
     response.trust_bundle.extend(issuer.trust_bundle_pem)
     response.serial_number = issued.serial_number
-    response.spiffe_id = decision.grant.spiffe_id_text or ""
-    response.not_before.CopyFrom(translate.timestamp(decision.not_before))
-    response.not_after.CopyFrom(translate.timestamp(decision.not_after))
-    response.role = decision.grant.role
+    response.spiffe_id = issued.spiffe_id or ""
+    response.not_before.CopyFrom(translate.timestamp(issued.not_before))
+    response.not_after.CopyFrom(translate.timestamp(issued.not_after))
+    response.role = issued.role
     response.issuer = issuer.name
-    response.warnings.extend(decision.warnings)
+    response.warnings.extend(issued.warnings)

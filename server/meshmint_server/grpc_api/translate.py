@@ -19,6 +19,7 @@ from meshmint.v1 import certificate_service_pb2 as pb
 from meshmint_server.errors import InvalidRequest, Violation
 from meshmint_server.issuance import (
     KnownCertificate,
+    Retryable,
     RevocationReason,
     RevocationRequest,
     Revoked,
@@ -42,6 +43,7 @@ __all__ = [
     "pem_of",
     "record_filter",
     "record_message",
+    "retryable",
     "revocation_request",
     "revoke_response",
     "role_document",
@@ -122,6 +124,17 @@ def sign_request(request: pb.SignRequest) -> CertificateRequest:
     return CertificateRequest(
         names=_names(request.names), validity=_validity(request.validity), csr=csr
     )
+
+
+def retryable(request: pb.IssueRequest | pb.SignRequest) -> Retryable | None:
+    """What the request is known by if it comes again, by whichever RPC; None without an id."""
+    if not request.request_id:
+        return None
+    rest = type(request)()
+    rest.CopyFrom(request)  # type: ignore[arg-type]
+    rest.ClearField("request_id")
+    kind = request.DESCRIPTOR.full_name
+    return Retryable(request.request_id, kind, rest.SerializeToString(deterministic=True))
 
 
 def revocation_request(request: pb.RevokeRequest) -> RevocationRequest:

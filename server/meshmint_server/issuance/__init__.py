@@ -10,14 +10,16 @@ from meshmint_server.issuance.administration import (
 from meshmint_server.issuance.administrators import Administrators
 from meshmint_server.issuance.admission import Admission
 from meshmint_server.issuance.deadline import Deadline
+from meshmint_server.issuance.issued import Issued
 from meshmint_server.issuance.issuer_administration import IssuerAdministration
-from meshmint_server.issuance.mint import Issued, Mint
+from meshmint_server.issuance.mint import Mint
 from meshmint_server.issuance.naming import Naming
 from meshmint_server.issuance.presented import read_certificate
 from meshmint_server.issuance.rates import Rate, Rates
 from meshmint_server.issuance.readiness import Readiness, ReadinessProbe
 from meshmint_server.issuance.reasons import RevocationReason
 from meshmint_server.issuance.responder_certificates import ResponderCertificates
+from meshmint_server.issuance.retries import Retryable, forget_expired_replies
 from meshmint_server.issuance.revocation import RevocationRequest, Revoked, Revoker
 from meshmint_server.issuance.roles import RoleBook
 from meshmint_server.issuance.service_certificate import ServiceCertificate, service_spiffe_id
@@ -39,6 +41,7 @@ __all__ = [
     "Readiness",
     "ReadinessProbe",
     "ResponderCertificates",
+    "Retryable",
     "RevocationReason",
     "RevocationRequest",
     "Revoked",
@@ -47,6 +50,7 @@ __all__ = [
     "RoleChange",
     "ServiceCertificate",
     "Tidy",
+    "forget_expired_replies",
     "put_role",
     "read_certificate",
     "service_spiffe_id",

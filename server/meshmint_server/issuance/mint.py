@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
@@ -22,7 +21,9 @@ from meshmint_server.authority import Issuer, IssuerBook
 from meshmint_server.errors import KeyUnavailable, MeshmintError
 from meshmint_server.issuance.admission import Admission
 from meshmint_server.issuance.deadline import Deadline
+from meshmint_server.issuance.issued import Issued
 from meshmint_server.issuance.prepare import Prepared, prepare
+from meshmint_server.issuance.retries import KEPT_FOR, Attempt, Outrun, Retries, Retryable
 from meshmint_server.issuance.roles import RoleBook
 from meshmint_server.issuance.subject_keys import SubjectKey, SubjectKeys, private_key_pem
 from meshmint_server.issuance.template import Templates
@@ -38,7 +39,7 @@ from meshmint_server.policy import (
 )
 from meshmint_server.store import RecordRow, Store
 
-__all__ = ["Issued", "Mint"]
+__all__ = ["Mint"]
 
 log = structlog.get_logger(__name__)
 
@@ -46,28 +47,6 @@ log = structlog.get_logger(__name__)
 _SIGNATURE_MADE = telemetry.SIGNATURE_SECONDS.labels("signed").observe
 _SIGNATURE_FAILED = telemetry.SIGNATURE_SECONDS.labels("failed").observe
 _SIGNATURE_WRONG = telemetry.SIGNATURE_SECONDS.labels("wrong").observe
-
-
-@dataclass(frozen=True, slots=True)
-class Issued:
-    """An issued certificate.
-
-    Attributes:
-        certificate_pem: PEM.
-        serial_number: Lower-case hexadecimal.
-        private_key_pem: Only for Issue.
-    """
-
-    decision: Decision
-    issuer: Issuer
-    certificate_pem: str
-    serial_number: str
-    private_key_pem: str | None
-
-    @property
-    def full_chain_pem(self) -> str:
-        """The certificate and its chain, root left out, as a TLS server shows them."""
-        return "".join((self.certificate_pem, self.issuer.certificate_pem, *self.issuer.chain_pem))
 
 
 class Mint:
@@ -96,6 +75,7 @@ class Mint:
         self._subject_keys = SubjectKeys()
         self._decider = Decider()
         self._templates = Templates()
+        self._retries = Retries(store, issuers, audit, clock)
 
     async def issue(
         self,
@@ -105,6 +85,7 @@ class Mint:
         *,
         origin: Origin,
         deadline: Deadline,
+        retryable: Retryable | None = None,
     ) -> Issued:
         """Decides about a request and, if it is granted, issues the certificate.
 
@@ -115,6 +96,8 @@ class Mint:
                 caller who has the role: reading a CSR costs a signature check.
             origin: Where the request came from.
             deadline: When the client stops waiting.
+            retryable: What the request is known by if it comes again. Of no use for a role
+                with no_store, which keeps nothing: a certificate is made each time.
 
         Raises:
             MeshmintError: The request is refused, or cannot be served at
@@ -122,10 +105,22 @@ class Mint:
         """
         try:
             role = choose_role(self._roles.roles, caller, role_name)
+            attempt = None if retryable is None else Attempt.of(caller, retryable)
             async with self._admission.enter(caller, role.name, deadline):
-                return await self.issue_under(
-                    role, caller, read(), origin=origin, deadline=deadline
-                )
+                if attempt is None or role.no_store:
+                    return await self.issue_under(
+                        role, caller, read(), origin=origin, deadline=deadline
+                    )
+                async with deadline.limit():
+                    issued = await self._retries.find(attempt, caller, origin)
+                if issued is not None:
+                    return issued
+                try:
+                    return await self.issue_under(
+                        role, caller, read(), origin=origin, deadline=deadline, attempt=attempt
+                    )
+                except Outrun:
+                    return await self._retries.find_winner(attempt, caller, origin)
         except MeshmintError as error:
             self._audit.refused(
                 origin,
@@ -145,6 +140,7 @@ class Mint:
         origin: Origin,
         deadline: Deadline,
         bounds: Bounds | None = None,
+        attempt: Attempt | None = None,
     ) -> Issued:
         """Issues under a role that was chosen already, within the usual bounds or others."""
         now = self._clock()
@@ -153,7 +149,7 @@ class Mint:
         )
         issuer = self._issuers.signing(decision.grant.issuer_ref)
         return await self.issue_decided(
-            decision, issuer, caller, now=now, origin=origin, deadline=deadline
+            decision, issuer, caller, now=now, origin=origin, deadline=deadline, attempt=attempt
         )
 
     async def issue_decided(
@@ -165,10 +161,14 @@ class Mint:
         now: datetime,
         origin: Origin,
         deadline: Deadline,
+        attempt: Attempt | None = None,
     ) -> Issued:
         """Issues what was decided, by an issuer in any state.
 
         For the service itself, which may decide what no role grants; no edge calls it.
+
+        Raises:
+            Outrun: Another attempt like `attempt` was recorded first.
         """
         grant = decision.grant
         subject_key: SubjectKey | None = None
@@ -182,6 +182,7 @@ class Mint:
                 public_key = decision.key
             prepared = prepare(decision, issuer, public_key, now, self._templates)
             certificate, der = await self._sign(prepared)
+        private_key = None if subject_key is None else private_key_pem(subject_key)
         serial = f"{prepared.serial_number:x}"
         row = RecordRow(
             serial_number=serial,
@@ -198,6 +199,15 @@ class Mint:
             created_at=now,
             request_id=origin.request_id,
             common_name=grant.common_name,
+            reply=None
+            if attempt is None
+            else attempt.seal(
+                role=grant.role,
+                certificate=der,
+                private_key_pem=private_key,
+                warnings=decision.warnings,
+                expires_at=min(now + KEPT_FOR, decision.not_after),
+            ),
         )
         if grant.is_recorded:
             # Shielded: a client that hangs up now must leave neither a certificate without
@@ -206,11 +216,15 @@ class Mint:
         else:
             self._log_granted(row, origin)
         return Issued(
-            decision=decision,
             issuer=issuer,
             certificate_pem=certificate.public_bytes(serialization.Encoding.PEM).decode("ascii"),
             serial_number=serial,
-            private_key_pem=None if subject_key is None else private_key_pem(subject_key),
+            private_key_pem=private_key,
+            role=grant.role,
+            spiffe_id=row.spiffe_id,
+            not_before=decision.not_before,
+            not_after=decision.not_after,
+            warnings=decision.warnings,
         )
 
     async def _sign(self, prepared: Prepared) -> tuple[x509.Certificate, bytes]:
@@ -239,8 +253,13 @@ class Mint:
         return x509.load_der_x509_certificate(der), der
 
     async def _write_down(self, row: RecordRow, origin: Origin) -> None:
-        """Records the certificate, and logs that it was granted."""
-        await self._record(row)
+        """Records the certificate, and logs that it was granted.
+
+        Raises:
+            Outrun: Another attempt was recorded first.
+        """
+        if not await self._record(row):
+            raise Outrun
         self._log_granted(row, origin)
 
     def _log_granted(self, row: RecordRow, origin: Origin) -> None:
@@ -256,12 +275,13 @@ class Mint:
             not_after=row.not_after,
         )
 
-    async def _record(self, row: RecordRow) -> None:
+    async def _record(self, row: RecordRow) -> bool:
         started = time.perf_counter()
         outcome = "failed"
         try:
-            await self._store.record(row)
+            is_first = await self._store.record(row)
             outcome = "recorded"
+            return is_first
         finally:
             telemetry.STORE_SECONDS.labels(outcome).observe(time.perf_counter() - started)
 

@@ -13,7 +13,8 @@ from meshmint_server.audit import Origin
 from meshmint_server.authority import IssuerBook
 from meshmint_server.errors import MeshmintError
 from meshmint_server.issuance.deadline import Deadline
-from meshmint_server.issuance.mint import Issued, Mint
+from meshmint_server.issuance.issued import Issued
+from meshmint_server.issuance.mint import Mint
 from meshmint_server.policy import Bounds, Caller, CertificateRequest, Names, Role, Validity
 from meshmint_server.spiffe import SpiffeId, TrustDomain
 
@@ -107,7 +108,7 @@ class ServiceCertificate:
         """
         while True:
             now = datetime.now(UTC)
-            renew_at = now + (current.decision.not_after - now) * 2 / 3
+            renew_at = now + (current.not_after - now) * 2 / 3
             # In short naps, so that a clock that is set forward is noticed.
             while datetime.now(UTC) < renew_at and self._is_published(current):  # noqa: ASYNC110
                 await asyncio.sleep(_NAP_SECONDS)

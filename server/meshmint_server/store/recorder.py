@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from meshmint_server.errors import MeshmintError, Overloaded, StoreUnavailable
@@ -19,14 +19,14 @@ from meshmint_server.store.rows import RecordRow
 
 __all__ = ["Recorder"]
 
-Commit = Callable[[Sequence[RecordRow]], Awaitable[None]]
+Commit = Callable[[Sequence[RecordRow]], Awaitable[Collection[str]]]
 Observer = Callable[[int, float], None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     row: RecordRow
-    outcome: asyncio.Future[None]
+    outcome: asyncio.Future[bool]
     ends: float
 
 
@@ -34,8 +34,9 @@ class Recorder:
     """Commits rows in batches.
 
     Args:
-        commit: Commits some rows in one transaction; raises RowRefused when the
-            content of one of them is why none was taken.
+        commit: Commits some rows in one transaction and returns the serial numbers of
+            those that another one with the same reply was before; raises RowRefused
+            when the content of one of them is why none was taken.
         max_waiting: How many rows may wait before new ones are turned away.
         max_batch: How many rows go into one transaction.
         time_limit: Seconds that one caller waits at most.
@@ -68,8 +69,11 @@ class Recorder:
         """Rows that no transaction has taken yet."""
         return len(self._queue)
 
-    async def record(self, row: RecordRow) -> None:
+    async def record(self, row: RecordRow) -> bool:
         """Returns once `row` is durable.
+
+        Returns:
+            False, and nothing was recorded, if another row with the tag of its reply was.
 
         A caller that is cancelled leaves the queue if its row is not being
         committed yet; otherwise the row stays, of a certificate nobody got.
@@ -83,7 +87,7 @@ class Recorder:
         if len(self._queue) >= self._max_waiting:
             raise Overloaded("Too many certificates wait to be recorded. Try again shortly.")
         loop = asyncio.get_running_loop()
-        outcome: asyncio.Future[None] = loop.create_future()
+        outcome: asyncio.Future[bool] = loop.create_future()
         ends = loop.time() + self._time_limit
         self._queue.append(_Waiting(row, outcome, ends))
         self._filled.set()
@@ -91,7 +95,7 @@ class Recorder:
             self._timer = loop.call_at(ends, self._expire)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work(), name="store-recorder")
-        await outcome
+        return await outcome
 
     async def close(self) -> None:
         """Commits what waits, then stops. Later rows are refused."""
@@ -145,7 +149,7 @@ class Recorder:
             return
         started = time.perf_counter()
         try:
-            await self._commit([waiting.row for waiting in batch])
+            outrun = await self._commit([waiting.row for waiting in batch])
         except RowRefused:
             if len(batch) == 1:
                 _fail(batch, _refused())
@@ -161,7 +165,7 @@ class Recorder:
                 self._observe(len(batch), time.perf_counter() - started)
             for waiting in batch:
                 if not waiting.outcome.done():
-                    waiting.outcome.set_result(None)
+                    waiting.outcome.set_result(waiting.row.serial_number not in outrun)
 
 
 def _refused() -> StoreUnavailable:

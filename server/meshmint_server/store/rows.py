@@ -13,9 +13,11 @@ __all__ = [
     "FederatedBundleRow",
     "IssuerRow",
     "IssuerState",
+    "KeptReply",
     "Page",
     "RecordFilter",
     "RecordRow",
+    "ReplyRow",
     "RevocationRow",
     "RevokedSerial",
     "RoleRow",
@@ -46,6 +48,21 @@ class IssuerState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ReplyRow:
+    """What is kept of a reply beside the record of its certificate.
+
+    Attributes:
+        tag: What it is found by; one reply has it.
+        sealed: Opened by nobody but the caller's own request.
+        expires_at: From then on it is as if it were not there.
+    """
+
+    tag: bytes
+    sealed: bytes
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class RecordRow:
     """What is kept of one issued certificate.
 
@@ -56,6 +73,7 @@ class RecordRow:
         request_id: Id of the RPC, as in the log.
         created_at: Set by the service when it hands the row over.
         common_name: Of the subject, to be found by. Only on the way in.
+        reply: Kept with the record. Only on the way in.
     """
 
     serial_number: str
@@ -72,6 +90,15 @@ class RecordRow:
     created_at: datetime
     request_id: str
     common_name: str | None = field(default=None, compare=False)
+    reply: ReplyRow | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptReply:
+    """A reply with the record of its certificate."""
+
+    reply: ReplyRow
+    record: RecordRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ __all__ = [
     "metadata",
     "record_names",
     "records",
+    "replies",
     "revisions",
     "revocations",
     "roles",
@@ -113,6 +114,19 @@ record_names = Table(
     sqlite_with_rowid=False,
 )
 Index("record_names_sequence", record_names.c.sequence)
+
+# What a retry needs beside the record, for the minutes in which there may be one. The tag
+# and what is sealed come from the caller's secret request id, which is not kept.
+replies = Table(
+    "replies",
+    metadata,
+    Column("sequence", _SEQUENCE, primary_key=True, autoincrement=True),
+    Column("tag", LargeBinary, nullable=False),
+    Column("serial_number", _TEXT, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("expires_at", Microseconds, nullable=False),
+    UniqueConstraint("tag", name="replies_tag"),
+)
 
 # One row per revoked certificate, which holds all that CRLs and OCSP need: records may
 # be tidied away, or never have been kept. The sequence is handed out under a lock, so

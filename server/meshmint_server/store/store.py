@@ -13,7 +13,15 @@ from typing import TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meshmint_server.errors import StoreUnavailable
-from meshmint_server.store import configured, expired, federated, inspection, revocations, unnamed
+from meshmint_server.store import (
+    configured,
+    expired,
+    federated,
+    inspection,
+    replies,
+    revocations,
+    unnamed,
+)
 from meshmint_server.store.database import Database, RowRefused, TimeLimits, Work
 from meshmint_server.store.leadership import Leadership, leadership_at
 from meshmint_server.store.migrate import SchemaState, migrate, schema_state
@@ -31,6 +39,7 @@ from meshmint_server.store.rows import (
     CrlRow,
     FederatedBundleRow,
     IssuerRow,
+    KeptReply,
     Page,
     RecordFilter,
     RecordRow,
@@ -69,6 +78,7 @@ class Store:
             if isinstance(url, SqliteUrl)
             else PostgresWriter(url, database.limits)
         )
+        self._replies = replies.ReplyLookup(self._writer.taken)
         self._recorder = Recorder(
             self._writer.write,
             max_waiting=max_waiting,
@@ -136,8 +146,11 @@ class Store:
         """Records that wait for their transaction."""
         return self._recorder.waiting
 
-    async def record(self, row: RecordRow) -> None:
+    async def record(self, row: RecordRow) -> bool:
         """Returns once `row` is durable. See `Recorder.record`.
+
+        Returns:
+            False, and nothing was recorded, if there is a reply with the tag of its reply.
 
         Raises:
             Overloaded: Too many records wait.
@@ -148,7 +161,22 @@ class Store:
         if row.not_after <= row.created_at:
             # Lists rest on this order; no way leads here for such a certificate.
             raise ValueError("a certificate expires after it was made")
-        await self._recorder.record(row)
+        return await self._recorder.record(row)
+
+    async def find_reply(self, tag: bytes, now: datetime) -> KeptReply | None:
+        """The reply with this tag, if it was kept and has not expired."""
+        if not await self._replies.is_taken(tag):
+            return None
+        kept = await self.database.run(lambda connection: replies.fetch_reply(connection, tag))
+        if kept is None or kept.reply.expires_at > now:
+            return kept
+        # Out of the way of the one that takes its place.
+        await self._write(lambda connection: replies.delete_reply(connection, tag, now))
+        return None
+
+    async def delete_expired_replies(self, now: datetime, limit: int) -> int:
+        """Deletes those of the oldest so many that have expired; returns how many they were."""
+        return await self._write(lambda c: replies.delete_expired_replies(c, now, limit))
 
     async def get_record(self, serial_number: str) -> RecordRow | None:
         """The record with this serial number: hexadecimal, colons, hyphens and case aside.
