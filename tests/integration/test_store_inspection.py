@@ -49,6 +49,19 @@ async def test_trying_to_write_leaves_nothing_behind(store: Store) -> None:
     assert await store.load_roles() == before
 
 
+async def test_a_commit_that_proves_writing_leaves_nothing_behind(store: Store) -> None:
+    with pytest.raises(StoreUnavailable):
+        await store.prove_writing()
+    await store.migrate()
+
+    async def count(connection: AsyncConnection) -> object:
+        return (await connection.execute(text("SELECT count(*) FROM duties"))).scalar_one()
+
+    before = await store.database.run(count)
+    await store.prove_writing()
+    assert await store.database.run(count) == before
+
+
 async def test_the_clock_is_the_databases_where_it_has_one(store: Store) -> None:
     clock = await store.clock()
 

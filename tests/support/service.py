@@ -120,6 +120,8 @@ class Service:
     """One running server and what it takes to talk to it."""
 
     trust_domain = TRUST_DOMAIN
+    # A command that the server is started by, such as one that takes room away from it.
+    starter: Sequence[str] = ()
 
     def __init__(self, directory: Path, **options: Any) -> None:
         self.directory = directory
@@ -229,9 +231,10 @@ class Service:
 
     def start(self) -> None:
         """Starts the server and waits until it answers."""
+        serve = [sys.executable, "-m", "meshmint_server.cli", "serve", "-c", str(self.config_path)]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "meshmint_server.cli", "serve", "-c", str(self.config_path)],
+                [*self.starter, *serve],
                 env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         self.wait_until_ready()

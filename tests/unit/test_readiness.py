@@ -25,7 +25,7 @@ class OneIssuer:
 
 
 class AnsweringStore:
-    async def ping(self) -> None: ...
+    async def prove_writing(self) -> None: ...
 
 
 @pytest.fixture

@@ -48,7 +48,14 @@ class ReadinessProbe:
         listener(self.current)
 
     async def probe(self, time_limit: float = 5.0) -> Readiness:
-        """Makes one signature with the active issuer's key, verifies it, and asks the store."""
+        """Makes a signature with the active issuer's key, verifies it, and commits to the store.
+
+        Asking the store is not enough: one that is locked, full or a standby still answers.
+
+        Args:
+            time_limit: Seconds for the signature, and as many for the commit.
+        """
+        slow = "the test signature took too long"
         try:
             async with asyncio.timeout(time_limit):
                 issuer = self._issuers.active()
@@ -56,14 +63,16 @@ class ReadinessProbe:
                 signature = await issuer.key.sign(_PROBE, algorithm)
                 if not algorithm.is_valid(issuer.key.public_key, signature, _PROBE):
                     raise KeyFault("the key made a signature that does not verify")
-                await self._store.ping()
+            slow = "the store took too long to commit"
+            async with asyncio.timeout(time_limit):
+                await self._store.prove_writing()
             outcome = Readiness(True, "ready")
         except MeshmintError as error:
             outcome = Readiness(False, f"{error.reason}: {error.message}")
             if isinstance(error, KeyFault):
                 log.debug("probe failed", detail=error.detail)
         except TimeoutError:
-            outcome = Readiness(False, "the test signature took too long")
+            outcome = Readiness(False, slow)
         self._publish(outcome)
         return outcome
 

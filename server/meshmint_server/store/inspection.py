@@ -1,17 +1,18 @@
-"""Looks at a database without changing it: for `meshmintd doctor`."""
+"""Looks at a database and leaves it as it was: for `meshmintd doctor` and for readiness."""
 
 from __future__ import annotations
 
-from datetime import datetime
+import secrets
+from datetime import UTC, datetime
 
-from sqlalchemy import text, update
+from sqlalchemy import delete, insert, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meshmint_server.errors import StoreUnavailable
 from meshmint_server.store.database import Database, RowRefused
-from meshmint_server.store.schema import revisions
+from meshmint_server.store.schema import duties, revisions
 
-__all__ = ["read_clock", "try_writing"]
+__all__ = ["prove_writing", "read_clock", "try_writing"]
 
 
 class _RolledBack(Exception):
@@ -35,6 +36,26 @@ async def try_writing(database: Database) -> None:
         await database.run(work, writes=True)
     except _RolledBack:
         return
+    except RowRefused:
+        raise StoreUnavailable("The database refuses to be written.") from None
+
+
+async def prove_writing(database: Database) -> None:
+    """Commits a transaction that wrote something: only a commit finds a full disk.
+
+    Raises:
+        StoreUnavailable: The database cannot be written.
+    """
+    # A row that comes and goes: SQLite leaves out to write one that stays as it is. Its name
+    # is nobody else's, so that probes do not wait for each other.
+    name = f"probe {secrets.token_hex(8)}"
+
+    async def work(connection: AsyncConnection) -> None:
+        await connection.execute(insert(duties).values(name=name, done_at=datetime.now(UTC)))
+        await connection.execute(delete(duties).where(duties.c.name == name))
+
+    try:
+        await database.run(work, writes=True)
     except RowRefused:
         raise StoreUnavailable("The database refuses to be written.") from None
 

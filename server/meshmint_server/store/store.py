@@ -129,6 +129,10 @@ class Store:
         """Returns if a writing transaction works; it is rolled back, and nothing stays of it."""
         await inspection.try_writing(self.database)
 
+    async def prove_writing(self) -> None:
+        """Returns if a transaction that wrote was committed; nothing stays of it."""
+        await inspection.prove_writing(self.database)
+
     async def clock(self) -> datetime | None:
         """What time the database has; None for SQLite, which has this machine's."""
         return await inspection.read_clock(self.database)
