@@ -6,6 +6,7 @@
 # BENCH_ARGS=… more arguments for bench/peers, such as --quick
 # TEST_ARGS=… more arguments for pytest, such as tests/unit or -k csr
 # GROWTH_ARGS=… arguments for bench/growth, such as --sizes 0,100000
+# SOAK_ARGS=… arguments for bench/soak, such as --seconds 60
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -72,6 +73,11 @@ bench-revoke: $(READY) ## Measures whether 100,000 revocations slow a further on
 growth: $(READY) ## Measures whether a store of 1,000,000 records slows the service down; 7 minutes
 	@deploy/packages.sh softhsm2 postgresql
 	PYTHONPATH=tests:bench $(BIN)/python -m growth $(GROWTH_ARGS)
+
+.PHONY: soak
+soak: $(READY) ## Breaks things under load, and looks for what is lost; 11 minutes
+	@deploy/packages.sh softhsm2 postgresql
+	PYTHONPATH=tests:bench $(BIN)/python -m soak $(SOAK_ARGS)
 
 .PHONY: bench-ocsp
 bench-ocsp: $(READY) ## Measures OCSP answers a second from the cache; 2 minutes

@@ -1,0 +1,1 @@
+"""Whether anything is lost while things break: `make soak`."""
