@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 from meshmint_server.authority import CrlBook, CrlPublisher, CrlTimes, Issuer, crl_publisher
 from meshmint_server.errors import KeyUnavailable, StoreUnavailable
+from meshmint_server.keys import KeyAttributes, SignatureAlgorithm
 from meshmint_server.store import CrlKind, CrlRow, IssuerState, Store
 from support.crls import NOON, Issuers, findings, make_issuer, revoke, serials_of
 from support.rows import issuer_row
@@ -23,6 +24,24 @@ WITH_DELTAS = CrlTimes(
     lifetime=24 * HOUR, interval=8 * HOUR, delay=60 * SECOND, delta_lifetime=2 * HOUR
 )
 URL = "http://pki.example.org"
+
+
+class HeldKey:
+    """Signs when it may."""
+
+    def __init__(self, key: SoftwareKey) -> None:
+        self._key = key
+        self.uri = key.uri
+        self.public_key = key.public_key
+        self.is_asked, self.may_sign = asyncio.Event(), asyncio.Event()
+
+    async def sign(self, data: bytes, algorithm: SignatureAlgorithm) -> bytes:
+        self.is_asked.set()
+        await self.may_sign.wait()
+        return await self._key.sign(data, algorithm)
+
+    async def attributes(self) -> KeyAttributes:
+        return await self._key.attributes()
 
 
 @pytest.fixture
@@ -285,6 +304,29 @@ async def test_of_two_leaders_at_once_one_publishes_and_numbers_only_grow(store:
     assert numbers == sorted(set(numbers))
 
 
+@pytest.mark.parametrize("times", [TIMES, WITH_DELTAS])
+async def test_slow_leader_whose_clock_is_ahead_takes_no_revocation_back(
+    store: Store, times: CrlTimes
+) -> None:
+    issuer = make_issuer()
+    held = HeldKey(key_of(issuer))
+    slow = Scene(store, replace(issuer, key=held), times=times)
+    fast = Scene(store, issuer, times=times)
+    await fast.run()
+    slow.now += 10 * SECOND  # a clock that is ahead: its numbers are higher
+    late = asyncio.create_task(slow.run(times.interval))
+    await held.is_asked.wait()
+
+    revoked = await revoke(store, issuer)
+    await fast.run(times.interval)
+    held.may_sign.set()
+    await late
+
+    assert serials_of((await fast.crl()).document) == {revoked}
+    newest = max(await store.list_crls(), key=lambda row: row.number)
+    assert newest.through == await store.latest_revocation()
+
+
 async def test_crl_with_a_number_that_was_given_out_is_not_taken(store: Store) -> None:
     issuer = make_issuer()
     scene = Scene(store, issuer, times=WITH_DELTAS)
@@ -293,7 +335,8 @@ async def test_crl_with_a_number_that_was_given_out_is_not_taken(store: Store) -
     for number in (full.number, delta.number, 1):
         for kind in CrlKind:
             late = replace(full, kind=kind, number=number, document=b"late")
-            assert not await store.put_crl(late)
+            for after in (full.number, delta.number, 0):
+                assert not await store.put_crl(late, after=after)
     assert (await scene.crl(), await scene.crl(CrlKind.DELTA)) == (full, delta)
 
 
@@ -327,7 +370,7 @@ async def test_worker_hands_out_the_newest_and_never_an_older_one(store: Store) 
 
     # A store that was restored from an old backup.
     await store.delete_crls(issuer.name)
-    await store.put_crl(first.row)
+    assert await store.put_crl(first.row, after=0)
     await book.refresh()
     assert book.get(issuer.name, 0, CrlKind.FULL) is second
     await store.delete_crls(issuer.name)

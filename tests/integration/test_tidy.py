@@ -189,12 +189,14 @@ async def put_crl(
     shard: int = 0,
     through: int = 10**6,
 ) -> None:
+    before = [crl.number for crl in await store.list_crls() if crl.shard == shard]
     assert await store.put_crl(
         CrlRow(
             issuer="mesh-1", shard=shard, kind=kind, number=number,
             base_number=1 if kind is CrlKind.DELTA else None, this_update=this_update,
             next_update=this_update + DAY, through=through, entries=0, document=b"crl",
-        )
+        ),
+        after=max(before, default=0),
     )  # fmt: skip
 
 

@@ -112,7 +112,7 @@ class CrlPublisher:
             kind = CrlKind.FULL if self._times.delta_lifetime is None else CrlKind.DELTA
         if kind is CrlKind.FULL:
             full = await self._publish_full(issuer, shard, full, delta)
-            if delta is not None and self._times.delta_lifetime is None:
+            if full is not None and delta is not None and self._times.delta_lifetime is None:
                 await self._store.delete_crl(issuer.name, shard, CrlKind.DELTA)
         if kind is not None and full is not None and self._times.delta_lifetime is not None:
             # After a full one as well: the delta before builds on another.
@@ -135,10 +135,11 @@ class CrlPublisher:
     ) -> CrlRow | None:
         """Publishes a full CRL in the place of `full`; None if another leader was faster."""
         now = self._now()
+        after = _newest_number(full, delta)
         # Read before the revocations: what comes later is the next one's.
         through = await self._store.latest_revocation()
         frame = CrlFrame(
-            number=_next_number(full, delta, now),
+            number=_next_number(after, now),
             base_number=None,
             this_update=now,
             next_update=now + self._times.lifetime,
@@ -146,16 +147,17 @@ class CrlPublisher:
             has_delta=self._times.delta_lifetime is not None,
         )
         entries = await self._entries_of_full(issuer, shard, full, now, through)
-        return await self._publish(issuer, shard, frame, entries, through)
+        return await self._publish(issuer, shard, frame, entries, through=through, after=after)
 
     async def _publish_delta(
         self, issuer: Issuer, shard: int, full: CrlRow, delta: CrlRow | None, lifetime: timedelta
     ) -> None:
         """Publishes what was revoked since `full`, expired or not (RFC 5280 section 5.2.4)."""
         now = self._now()
+        after = _newest_number(full, delta)
         through = await self._store.latest_revocation()
         frame = CrlFrame(
-            number=_next_number(full, delta, now),
+            number=_next_number(after, now),
             base_number=full.number,
             this_update=now,
             next_update=now + lifetime,
@@ -163,7 +165,7 @@ class CrlPublisher:
             has_delta=True,
         )
         entries = await self._read(issuer, shard, full.through, through, _EVER)
-        await self._publish(issuer, shard, frame, entries, through)
+        await self._publish(issuer, shard, frame, entries, through=through, after=after)
 
     async def _publish(
         self,
@@ -171,7 +173,9 @@ class CrlPublisher:
         shard: int,
         frame: CrlFrame,
         entries: list[x509.RevokedCertificate],
+        *,
         through: int,
+        after: int,
     ) -> CrlRow | None:
         """Has one CRL signed and publishes it; None if another leader was faster.
 
@@ -192,7 +196,7 @@ class CrlPublisher:
             entries=len(entries),
             document=await _sign(issuer, shard, frame, entries),
         )
-        is_ours = await self._store.put_crl(row)
+        is_ours = await self._store.put_crl(row, after=after)
         telemetry.CRLS_MADE.labels("published" if is_ours else "outrun").inc()
         log.info(
             "published a CRL" if is_ours else "another worker has published a CRL meanwhile",
@@ -257,10 +261,14 @@ async def _sign(
     return unsigned.assemble(signature)
 
 
-def _next_number(full: CrlRow | None, delta: CrlRow | None, now: datetime) -> int:
-    """Higher than the numbers before, and of this shard and both kinds together.
+def _newest_number(full: CrlRow | None, delta: CrlRow | None) -> int:
+    """The highest number in the shard: full and delta share one series. 0 without any."""
+    return max((row.number for row in (full, delta) if row is not None), default=0)
+
+
+def _next_number(after: int, now: datetime) -> int:
+    """Higher than the number before.
 
     The clock's milliseconds, so that it has grown even where a backup was restored.
     """
-    before = max((row.number for row in (full, delta) if row is not None), default=0)
-    return max(before + 1, int(now.timestamp() * _MILLISECOND))
+    return max(after + 1, int(now.timestamp() * _MILLISECOND))

@@ -134,12 +134,16 @@ async def fetch_shard(
     return listed, rows[-1].sequence if len(rows) == limit else None
 
 
-async def write_crl(connection: AsyncConnection, row: CrlRow) -> bool:
-    """Publishes a CRL; False, and nothing changed, if there is one with its number or higher."""
+async def write_crl(connection: AsyncConnection, row: CrlRow, after: int) -> bool:
+    """Publishes a CRL; False, and nothing changed, if `after` is not the shard's newest number.
+
+    Whoever made a CRL beside another looked at the revocations earlier or later than that
+    one, and their numbers do not tell which: clocks differ.
+    """
     await advance(connection, "crls")
     of_shard = (crls.c.issuer == row.issuer) & (crls.c.shard == row.shard)
     newest = await connection.execute(select(func.max(crls.c.number)).where(of_shard))
-    if (newest.scalar_one() or 0) >= row.number:
+    if (newest.scalar_one() or 0) != after or row.number <= after:
         return False
     values = {
         "issuer": row.issuer,

@@ -371,13 +371,18 @@ class Store:
 
     # CRLs
 
-    async def put_crl(self, row: CrlRow) -> bool:
+    async def put_crl(self, row: CrlRow, *, after: int) -> bool:
         """Publishes a CRL in the place of the one before.
 
+        Args:
+            row: The CRL; its number is higher than `after`.
+            after: The highest number in its shard when the making of it began, of full
+                and delta; 0 without any.
+
         Returns:
-            False, and nothing changed, if the shard has one with its number or higher.
+            False, and nothing changed, if another one was published meanwhile.
         """
-        return await self._write(lambda connection: revocations.write_crl(connection, row))
+        return await self._write(lambda connection: revocations.write_crl(connection, row, after))
 
     async def get_crl(self, issuer: str, shard: int, kind: CrlKind) -> CrlRow | None:
         """One CRL with its document."""
