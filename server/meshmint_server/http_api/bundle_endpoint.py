@@ -15,4 +15,7 @@ __all__ = ["build_bundle_endpoint"]
 
 def build_bundle_endpoint(bundles: TrustBundleFeed, path: str) -> Starlette:
     """The application behind the bundle endpoint's port."""
-    return Starlette(routes=[bundle_route(bundles, path)])
+    application = Starlette(routes=[bundle_route(bundles, path)])
+    # To where the Host header says: a path that names nothing is not found.
+    application.router.redirect_slashes = False
+    return application

@@ -12,10 +12,12 @@ from contextlib import asynccontextmanager
 import uvicorn
 from starlette.applications import Starlette
 
+from meshmint_server.http_api import connection
+
 __all__ = ["bind", "serve_http"]
 
-# Beyond that, new connections are told 503: they must not take the file
-# descriptors that the gRPC listener and the store need.
+# Beyond that, those who wait are let go, and where none waits new connections are told
+# 503: they must not take the file descriptors that the gRPC listener and the store need.
 _MOST_CONNECTIONS = 1000
 _DRAIN_SECONDS = 5
 
@@ -46,6 +48,7 @@ async def serve_http(
     server = _Server(
         uvicorn.Config(
             application,
+            http=connection.Connection,
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -55,6 +58,8 @@ async def serve_http(
             ssl_context_factory=None if tls is None else lambda _config, _default: tls,
         )
     )
+    # From here on nobody is refused; who comes before the server is up waits for it.
+    bound.listen(server.config.backlog)
     task = asyncio.create_task(server.serve(sockets=[bound]))
     try:
         yield
@@ -64,8 +69,23 @@ async def serve_http(
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals to the worker."""
+    """Leaves the signals to the worker, and does not wait for a TLS handshake for long."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        limit = None if self.config.ssl is None else connection.HEAD_SECONDS
+        self.servers = [
+            await loop.create_server(
+                lambda: connection.Connection(self.config, self.server_state, {}, loop),
+                sock=bound,
+                ssl=self.config.ssl,
+                ssl_handshake_timeout=limit,
+                backlog=self.config.backlog,
+            )
+            for bound in sockets or ()
+        ]
+        self.started = True
