@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import http.client
 import json
 import socket
 import subprocess
@@ -329,6 +330,33 @@ def test_answer_says_how_long_it_may_be_kept(world: World) -> None:
     assert "cache-control" not in post(world.url, world.leaf().request()).headers
 
 
+def test_cache_that_has_the_answer_is_told_so_and_its_head_can_be_had_alone(world: World) -> None:
+    request = world.leaf().request()
+    url = f"/ocsp/{base64.b64encode(request).decode()}"
+    with closing_connection(world) as connection:  # one worker: each signs its own
+        connection.request("GET", url)
+        first = connection.getresponse()
+        body, tag = first.read(), first.headers["ETag"]
+        for sent in (tag, f'"other", W/{tag}', "*"):
+            connection.request("GET", url, headers={"If-None-Match": sent})
+            again = connection.getresponse()
+            assert (again.status, again.read(), again.headers["ETag"]) == (304, b"", tag)
+            assert again.headers["Cache-Control"].startswith("max-age=")
+        connection.request("GET", url, headers={"If-None-Match": '"other"'})
+        assert connection.getresponse().read() == body
+        connection.request("HEAD", url)
+        head = connection.getresponse()
+        assert (head.status, head.read(), head.headers["ETag"]) == (200, b"", tag)
+        assert head.headers["Content-Length"] == str(len(body))
+
+
+@contextlib.contextmanager
+def closing_connection(world: World) -> Iterator[http.client.HTTPConnection]:
+    connection = http.client.HTTPConnection(world.service.http_address, timeout=20)
+    with contextlib.closing(connection):
+        yield connection
+
+
 def test_linters_find_nothing(world: World, tmp_path: Path) -> None:
     leaf = world.leaf()
     gone = world.leaf()
@@ -432,7 +460,10 @@ def test_oversized_and_misplaced_requests_are_http_errors(world: World) -> None:
     assert post(world.url, world.leaf().request(), "application/json").status == 415
     typed = "Application/OCSP-Request; charset=binary"
     assert post(world.url, world.leaf().request(), typed).outcome == "good"
-    for method, path, allowed in (("GET", "/ocsp", "POST"), ("PUT", "/ocsp/MAMKAQE=", "GET")):
+    for method, path, allowed in (
+        ("GET", "/ocsp", "POST"),
+        ("PUT", "/ocsp/MAMKAQE=", "GET, HEAD"),
+    ):
         asked = urllib.request.Request(world.url + path, method=method)  # noqa: S310
         reply = fetch(asked)
         assert (reply.status, reply.headers["allow"]) == (405, allowed)

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from meshmint_server.authority.locations import OCSP_PATH
 from meshmint_server.authority.ocsp import Answer, OcspResponder
+from meshmint_server.http_api.conditional import is_known
 
 __all__ = ["ocsp_routes"]
 
@@ -29,10 +30,11 @@ _RESPONSE_TYPE = "application/ocsp-response"
 # some thousands.
 _LARGEST = 16 * 1024
 _BODY_SECONDS = 10.0
+_READS = ("GET", "HEAD")
 
 
 def ocsp_routes(responder: OcspResponder) -> list[Route]:
-    """POST /ocsp, and GET /ocsp/{request in base64}."""
+    """POST /ocsp, and GET and HEAD /ocsp/{request in base64}."""
     endpoint = _Endpoint(responder)
     return [Route(OCSP_PATH, endpoint), Route(OCSP_PATH + "/{request:path}", endpoint)]
 
@@ -47,10 +49,10 @@ class _Endpoint:
         encoded: str = scope["path_params"].get("request", "")
         if scope["method"] == "POST" and not encoded:
             response = await self._post(Headers(scope=scope), receive)
-        elif scope["method"] == "GET" and encoded:
-            response = await self._get(encoded)
+        elif scope["method"] in _READS and encoded:
+            response = await self._get(encoded, Headers(scope=scope))
         else:
-            allowed = "GET" if encoded else "POST"
+            allowed = ", ".join(_READS) if encoded else "POST"
             response = _refusal(405, f"Use {allowed} here.", Allow=allowed)
         await response(scope, receive, send)
 
@@ -67,7 +69,7 @@ class _Endpoint:
             return _refusal(413, f"A request has at most {_LARGEST} bytes.", Connection="close")
         return Response((await self._responder.answer(body)).document, media_type=_RESPONSE_TYPE)
 
-    async def _get(self, encoded: str) -> Response:
+    async def _get(self, encoded: str, headers: Headers) -> Response:
         if len(encoded) > _LARGEST * 4 // 3:
             return _refusal(414, f"A request has at most {_LARGEST} bytes.")
         try:
@@ -75,7 +77,10 @@ class _Endpoint:
         except (binascii.Error, ValueError):
             document = b""  # which is malformed
         answer = await self._responder.answer(document)
-        return Response(answer.document, media_type=_RESPONSE_TYPE, headers=_caching(answer))
+        caching = _caching(answer)
+        if "ETag" in caching and is_known(headers, caching["ETag"], caching["Last-Modified"]):
+            return Response(status_code=304, headers=caching)
+        return Response(answer.document, media_type=_RESPONSE_TYPE, headers=caching)
 
 
 async def _read(receive: Receive) -> bytes | None:
