@@ -1,13 +1,15 @@
 """CRLs as documents: right in the eyes of openssl and of a linter, full, delta and in parts."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
-from hypothesis import given
+from cryptography.hazmat.primitives import hashes
+from hypothesis import example, given
 from hypothesis import strategies as st
 from meshmint_server.authority import Issuer
-from meshmint_server.authority.crl import CrlFrame, build_crl, crl_entries
+from meshmint_server.authority.crl import CrlFrame, build_crl
+from meshmint_server.authority.crl_entries import encode_entries
 from meshmint_server.keys import default_algorithm
 from meshmint_server.store import RevokedSerial
 from support.crls import NOON, findings, make_issuer, openssl_text
@@ -34,7 +36,7 @@ def signed(
         has_delta=has_delta,
     )
     algorithm = default_algorithm(issuer.key.public_key)
-    unsigned = build_crl(issuer, shard, frame, crl_entries(revoked), algorithm)
+    unsigned = build_crl(issuer, shard, frame, [encode_entries(revoked)], algorithm)
     assert isinstance(issuer.key, SoftwareKey)
     return unsigned.assemble(issuer.key.sign_now(unsigned.data))
 
@@ -111,3 +113,53 @@ def test_empty_crl_has_no_list_at_all() -> None:
 def test_every_revocation_is_listed_whatever_its_reason(entries: dict[int, int]) -> None:
     der = signed(ISSUER, *(revoked(serial, reason) for serial, reason in entries.items()))
     assert [entry.serial_number for entry in x509.load_der_x509_crl(der)] == list(entries)
+
+
+def as_cryptography_encodes(der: bytes, entries: list[RevokedSerial]) -> bytes:
+    """The to-be-signed bytes of the same CRL by cryptography's own hand."""
+    crl = x509.load_der_x509_crl(der)
+    assert crl.next_update_utc is not None
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(crl.issuer)
+        .last_update(crl.last_update_utc)
+        .next_update(crl.next_update_utc)
+    )
+    for extension in crl.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    for entry in entries:
+        one = x509.RevokedCertificateBuilder(int(entry.serial_number, 16), entry.revoked_at)
+        if entry.reason:
+            # 1 to 6, 9 and 10, in the order of the standard
+            flag = list(x509.ReasonFlags)[entry.reason - (0 if entry.reason < 7 else 2)]
+            one = one.add_extension(x509.CRLReason(flag), critical=False)
+        builder = builder.add_revoked_certificate(one.build())
+    assert isinstance(ISSUER.key, SoftwareKey)
+    return builder.sign(ISSUER.key.private_key, hashes.SHA256()).tbs_certlist_bytes
+
+
+@given(
+    st.lists(
+        st.builds(
+            RevokedSerial,
+            st.just(1),
+            st.just("mesh-1"),
+            st.integers(1, 2**160 - 1).map("{:x}".format),
+            st.datetimes(datetime(1950, 1, 1), datetime(2300, 1, 1)).map(  # noqa: DTZ001
+                lambda at: at.replace(tzinfo=UTC)
+            ),
+            st.sampled_from([0, 1, 2, 3, 4, 5, 6, 9, 10]),
+        ),
+        max_size=40,
+    )
+)
+@example([revoked(number) for number in (1, 0x7F, 0x80, 0xFF, 0x100, 2**159 - 1, 2**159)])
+def test_entries_are_encoded_as_cryptography_does(entries: list[RevokedSerial]) -> None:
+    der = signed(ISSUER, *entries)
+    assert x509.load_der_x509_crl(der).tbs_certlist_bytes == as_cryptography_encodes(der, entries)
+
+
+def test_hundred_thousand_entries_are_read_by_openssl() -> None:
+    der = signed(ISSUER, *(revoked(2**150 + number) for number in range(100_000)))
+    text = openssl_text(der)
+    assert text.count("Serial Number:") == text.count("Key Compromise") == 100_000

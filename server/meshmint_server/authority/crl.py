@@ -6,35 +6,21 @@ distribution point, so that nobody takes the one for the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
 
 from cryptography import x509
 
 from meshmint_server.authority.issuers import Issuer
 from meshmint_server.authority.locations import crl_path, distribution_point
-from meshmint_server.keys import SignatureAlgorithm, ToBeSigned, capture
-from meshmint_server.store import CrlKind, RevokedSerial
+from meshmint_server.keys import SignatureAlgorithm, ToBeSigned, capture, der_length
+from meshmint_server.store import CrlKind
 
-__all__ = ["CrlFrame", "build_crl", "crl_entries"]
+__all__ = ["CrlFrame", "build_crl"]
 
-# RFC 5280 section 5.3.1: unspecified (0) is said by saying nothing. What no certificate
-# here can be revoked for (removeFromCRL) is not said either.
-_REASONS: Final[dict[int, list[x509.Extension[x509.ExtensionType]]]] = {
-    code: [x509.Extension(x509.CRLReason.oid, False, x509.CRLReason(flag))]
-    for code, flag in {
-        1: x509.ReasonFlags.key_compromise,
-        2: x509.ReasonFlags.ca_compromise,
-        3: x509.ReasonFlags.affiliation_changed,
-        4: x509.ReasonFlags.superseded,
-        5: x509.ReasonFlags.cessation_of_operation,
-        6: x509.ReasonFlags.certificate_hold,
-        9: x509.ReasonFlags.privilege_withdrawn,
-        10: x509.ReasonFlags.aa_compromise,
-    }.items()
-}
+_SEQUENCE = 0x30
+_TAGGED_0 = 0xA0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,46 +44,62 @@ class CrlFrame:
     has_delta: bool
 
 
-def crl_entries(revoked: Iterable[RevokedSerial]) -> list[x509.RevokedCertificate]:
-    """What a CRL says of revoked certificates: number, date and reason (section 5.3)."""
-    return [
-        x509.RevokedCertificateBuilder(
-            int(one.serial_number, 16), one.revoked_at, _REASONS.get(one.reason, [])
-        ).build()
-        for one in revoked
-    ]
-
-
 def build_crl(
     issuer: Issuer,
     shard: int,
     frame: CrlFrame,
-    entries: Sequence[x509.RevokedCertificate],
+    entries: Sequence[bytes],
     algorithm: SignatureAlgorithm,
 ) -> ToBeSigned:
-    """A full CRL, or a delta if the frame has a base. Takes seconds for a million entries.
+    """A full CRL, or a delta if the frame has a base.
 
     Args:
         issuer: Who will sign.
         shard: Which of the issuer's CRLs it is.
         frame: What it says of itself.
-        entries: What it lists.
+        entries: What it lists, in parts: see `encode_entries`.
         algorithm: How the issuer's key will sign.
     """
     builder = (
-        # All at once: adding them one by one copies the list each time.
-        x509.CertificateRevocationListBuilder(revoked_certificates=list(entries))
+        x509.CertificateRevocationListBuilder()
         .issuer_name(issuer.certificate.subject)
         .last_update(frame.this_update)
         .next_update(frame.next_update)
     )
     for extension, critical in _extensions(issuer, shard, frame):
         builder = builder.add_extension(extension, critical)
-    return capture(
+    empty = capture(
         lambda key, hash_, padding: builder.sign(key, hash_, rsa_padding=padding),
         issuer.key.public_key,
         algorithm,
     )
+    return empty._replace(data=_listing(empty.data, entries)) if any(entries) else empty
+
+
+def _listing(empty: bytes, entries: Sequence[bytes]) -> bytes:
+    """The TBSCertList of an empty CRL with its entries: before the extensions, its last part."""
+    _, start, end = _element_at(empty, 0)
+    before = start
+    while empty[before] != _TAGGED_0:
+        _, _, before = _element_at(empty, before)
+    size = sum(map(len, entries))
+    parts = (
+        empty[start:before],
+        bytes((_SEQUENCE,)),
+        der_length(size),
+        *entries,
+        empty[before:end],
+    )
+    return b"".join((bytes((_SEQUENCE,)), der_length(sum(map(len, parts))), *parts))
+
+
+def _element_at(der: bytes, at: int) -> tuple[int, int, int]:
+    """Tag of a DER element of ours, and where its content begins and ends."""
+    length, start = der[at + 1], at + 2
+    if length >= 0x80:
+        start += length & 0x7F
+        length = int.from_bytes(der[at + 2 : start], "big")
+    return der[at], start, start + length
 
 
 def _extensions(

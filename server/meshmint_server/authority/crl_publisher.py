@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import structlog
-from cryptography import x509
 
 from meshmint_server import telemetry
-from meshmint_server.authority.crl import CrlFrame, build_crl, crl_entries
+from meshmint_server.authority.crl import CrlFrame, build_crl
+from meshmint_server.authority.crl_entries import encode_entries
 from meshmint_server.authority.crl_schedule import CrlTimes, due
 from meshmint_server.authority.issuers import Issuer, IssuerBook
 from meshmint_server.errors import KeyUnavailable, Overloaded
@@ -29,8 +30,21 @@ log = structlog.get_logger(__name__)
 
 _EVER: Final = datetime.fromtimestamp(0, UTC)
 _MILLISECOND: Final = 1000
-# Rows that are read at a time: some 20 ms of the event loop.
-_PART: Final = 2_000
+# Rows that are read at a time: some milliseconds of the event loop.
+_PART: Final = 500
+
+
+@dataclass(slots=True)
+class _Entries:
+    """What a CRL lists, in DER. In parts: a list of each would take long to go through."""
+
+    parts: list[bytes] = field(default_factory=list)
+    count: int = 0
+
+    def __iadd__(self, other: _Entries) -> _Entries:
+        self.parts += other.parts
+        self.count += other.count
+        return self
 
 
 class CrlPublisher:
@@ -172,7 +186,7 @@ class CrlPublisher:
         issuer: Issuer,
         shard: int,
         frame: CrlFrame,
-        entries: list[x509.RevokedCertificate],
+        entries: _Entries,
         *,
         through: int,
         after: int,
@@ -193,7 +207,7 @@ class CrlPublisher:
             this_update=frame.this_update,
             next_update=frame.next_update,
             through=through,
-            entries=len(entries),
+            entries=entries.count,
             document=await _sign(issuer, shard, frame, entries),
         )
         is_ours = await self._store.put_crl(row, after=after)
@@ -215,7 +229,7 @@ class CrlPublisher:
 
     async def _entries_of_full(
         self, issuer: Issuer, shard: int, before: CrlRow | None, now: datetime, through: int
-    ) -> list[x509.RevokedCertificate]:
+    ) -> _Entries:
         """What is revoked and has not expired, and what no full CRL since its expiry has listed.
 
         RFC 5280 section 3.3: an entry leaves once it was on one full CRL that was made
@@ -226,13 +240,14 @@ class CrlPublisher:
         known = await self._read(
             issuer, shard, 0, min(before.through, through), min(before.this_update, now)
         )
-        return known + await self._read(issuer, shard, before.through, through, _EVER)
+        known += await self._read(issuer, shard, before.through, through, _EVER)
+        return known
 
     async def _read(
         self, issuer: Issuer, shard: int, after: int, through: int, expires_from: datetime
-    ) -> list[x509.RevokedCertificate]:
+    ) -> _Entries:
         """Reads entries in parts, so that neither the store nor the event loop is held up."""
-        entries: list[x509.RevokedCertificate] = []
+        entries = _Entries()
         start: int | None = after
         while start is not None:
             revoked, start = await self._store.list_shard(
@@ -243,16 +258,15 @@ class CrlPublisher:
                 expires_from=expires_from,
                 limit=_PART,
             )
-            entries += await asyncio.to_thread(crl_entries, revoked)
+            part = await asyncio.to_thread(encode_entries, revoked)
+            entries += _Entries([part], len(revoked))
         return entries
 
 
-async def _sign(
-    issuer: Issuer, shard: int, frame: CrlFrame, entries: list[x509.RevokedCertificate]
-) -> bytes:
+async def _sign(issuer: Issuer, shard: int, frame: CrlFrame, entries: _Entries) -> bytes:
     """The CRL, DER, whose signature was verified."""
     algorithm = default_algorithm(issuer.key.public_key)
-    unsigned = await asyncio.to_thread(build_crl, issuer, shard, frame, entries, algorithm)
+    unsigned = await asyncio.to_thread(build_crl, issuer, shard, frame, entries.parts, algorithm)
     signature = await issuer.key.sign(unsigned.data, algorithm)
     public_key = issuer.key.public_key
     if not await asyncio.to_thread(algorithm.is_valid, public_key, signature, unsigned.data):

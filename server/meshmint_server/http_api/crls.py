@@ -5,6 +5,7 @@ Anybody may read them: they are signed, and name nobody.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -51,6 +52,9 @@ def crl_routes(
         kind = CrlKind.FULL if path["delta"] is None else CrlKind.DELTA
         crl = crls.get(issuer, shard, kind)
         if crl is not None:
+            if path["form"] == "pem":
+                # The first time this takes a while, if the CRL is large.
+                await asyncio.to_thread(getattr, crl, "pem")
             return respond(request, _document(crl, path["form"], max_age, clock()))
         awaited = {one.name: one.crl_shards for one in issuers.published()}
         if not crls.is_loaded or (kind is CrlKind.FULL and shard < awaited.get(issuer, 0)):
