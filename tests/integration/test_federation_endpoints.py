@@ -310,6 +310,36 @@ async def test_a_failure_is_told_once_and_so_is_its_end(
         assert len(endpoint.requests) == 4
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_slower_of_two_replicas_puts_no_older_bundle_over_a_newer_one(
+    store: Store, tmp_path: Path, bootstrap: Path, is_first: bool
+) -> None:
+    slow, fast = Endpoint(answer(b"")), Endpoint(answer(document(NEXT_ROOT, sequence=7)))
+    is_asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def late(writer: asyncio.StreamWriter) -> None:
+        is_asked.set()
+        await may_answer.wait()
+        await answer(document(ROOT, sequence=6))(writer)
+
+    context = tls_context(leaf_of(ROOT, str(SERVER)), tmp_path)
+    async with slow.serve(context), fast.serve(context):
+        if not is_first:
+            fast.behave = answer(document(ROOT, sequence=5))
+            await fetch(store, over_spiffe(fast.url, bootstrap))
+        slow.behave, fast.behave = late, answer(document(NEXT_ROOT, sequence=7))
+        slower = BundleFetcher(over_spiffe(slow.url, bootstrap), store)
+        outrun = asyncio.create_task(slower.keep_fresh())
+        await is_asked.wait()
+        assert await fetch(store, over_spiffe(fast.url, bootstrap)) == ""
+        may_answer.set()
+        await outrun
+
+    assert await kept(store) == der(NEXT_ROOT)
+    _, (row,) = await store.load_federated_bundles()
+    assert row.sequence == 7
+
+
 async def test_what_is_not_federated_with_any_more_is_forgotten(
     store: Store, tmp_path: Path, bootstrap: Path
 ) -> None:

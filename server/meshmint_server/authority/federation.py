@@ -135,6 +135,7 @@ class BundleFetcher:
 
     async def _fetch(self) -> timedelta:
         """Fetches, checks and keeps the bundle; tells when to look again."""
+        name = str(self._federation.trust_domain)
         _, known = await self._store.load_federated_bundles()
         document = await self._download(known)
         try:
@@ -144,18 +145,16 @@ class BundleFetcher:
         before = _readable(known).get(self._federation.trust_domain)
         if before is not None:
             _refuse_backwards(bundle, before)
-        await self._store.put_federated_bundle(
-            FederatedBundleRow(
-                trust_domain=str(self._federation.trust_domain),
-                document=document,
-                sequence=bundle.sequence,
-                fetched_at=self._clock(),
-            )
-        )
+        row = FederatedBundleRow(name, document, bundle.sequence, self._clock())
+        replaces = next((one for one in known if one.trust_domain == name), None)
+        if not await self._store.put_federated_bundle(row, replaces=replaces):
+            # Another replica was faster. Ours may be older than what it put: look again.
+            _log.info("another worker has put a federated bundle meanwhile", trust_domain=name)
+            return _SHORTEST
         if before is None or set(before.roots) != set(bundle.roots):
             _log.info(
                 "a federated bundle has changed",
-                trust_domain=str(self._federation.trust_domain),
+                trust_domain=name,
                 sequence=bundle.sequence,
                 roots=len(bundle.roots),
             )

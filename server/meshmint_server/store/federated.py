@@ -12,22 +12,40 @@ from meshmint_server.store.schema import federated_bundles, revisions
 __all__ = ["delete_bundle", "fetch_bundles", "write_bundle"]
 
 
-async def write_bundle(connection: AsyncConnection, row: FederatedBundleRow) -> None:
-    """Keeps a fetched bundle in the place of the one before."""
+async def write_bundle(
+    connection: AsyncConnection, row: FederatedBundleRow, replaces: FederatedBundleRow | None
+) -> bool:
+    """Keeps a fetched bundle in the place of the one before.
+
+    Returns:
+        False, and nothing changed, if that is not there any more, or one is where none was.
+    """
     await advance(connection, "federation")
+    found = (
+        await connection.execute(
+            select(federated_bundles.c.sequence, federated_bundles.c.fetched_at).where(
+                federated_bundles.c.trust_domain == row.trust_domain
+            )
+        )
+    ).one_or_none()
+    seen = None if replaces is None else (replaces.sequence, replaces.fetched_at)
+    if seen != (None if found is None else tuple(found)):
+        return False
     values = {
         "trust_domain": row.trust_domain,
         "document": row.document,
         "sequence": row.sequence,
         "fetched_at": row.fetched_at,
     }
-    changed = await connection.execute(
-        update(federated_bundles)
-        .where(federated_bundles.c.trust_domain == row.trust_domain)
-        .values(values)
-    )
-    if changed.rowcount == 0:
+    if found is None:
         await connection.execute(insert(federated_bundles).values(values))
+    else:
+        await connection.execute(
+            update(federated_bundles)
+            .where(federated_bundles.c.trust_domain == row.trust_domain)
+            .values(values)
+        )
+    return True
 
 
 async def delete_bundle(connection: AsyncConnection, trust_domain: str) -> None:

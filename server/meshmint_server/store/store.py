@@ -406,9 +406,17 @@ class Store:
 
     # Bundles of other trust domains
 
-    async def put_federated_bundle(self, row: FederatedBundleRow) -> None:
-        """Keeps a fetched bundle in the place of the one before."""
-        await self._write(lambda connection: federated.write_bundle(connection, row))
+    async def put_federated_bundle(
+        self, row: FederatedBundleRow, *, replaces: FederatedBundleRow | None
+    ) -> bool:
+        """Keeps a fetched bundle in the place of the one that it was compared with.
+
+        Returns:
+            False, and nothing changed, if somebody has put or deleted one since.
+        """
+        return await self._write(
+            lambda connection: federated.write_bundle(connection, row, replaces)
+        )
 
     async def delete_federated_bundle(self, trust_domain: str) -> None:
         """Forgets the bundle of a trust domain."""
