@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import urllib.request
 import uuid
@@ -187,6 +188,22 @@ def test_the_failure_of_one_federation_is_told_once_and_delays_no_other(
 
     until(lambda: "never.example" in told())
     assert told().count("never.example") == 1
+
+
+def test_doctor_tells_why_a_bundle_cannot_be_fetched(pair: tuple[Service, Service]) -> None:
+    here, _ = pair
+
+    def finding() -> str:
+        done = here.meshmintd("doctor", "-c", here.config_path, "--json")
+        (found,) = [
+            one["message"]
+            for one in json.loads(done.stdout)["findings"]
+            if one["subject"] == "federation never.example"
+        ]
+        return str(found)
+
+    until(lambda: "The last attempt, " in finding())
+    assert "failed: it cannot be reached." in finding()
 
 
 def test_metrics_tell_the_age_of_each_bundle(pair: tuple[Service, Service]) -> None:

@@ -340,6 +340,28 @@ async def test_slower_of_two_replicas_puts_no_older_bundle_over_a_newer_one(
     assert row.sequence == 7
 
 
+async def test_the_last_failure_is_on_record_until_a_bundle_comes_or_it_is_forgotten(
+    store: Store, tmp_path: Path, bootstrap: Path
+) -> None:
+    endpoint = Endpoint(answer(b"{}"))
+    async with endpoint.serve(tls_context(leaf_of(ROOT, str(SERVER)), tmp_path)):
+        federation = over_spiffe(endpoint.url, bootstrap)
+        await fetch(store, federation)
+        endpoint.behave = answer(b"<html>")
+        problem = await fetch(store, federation)
+        (failure,) = await store.list_fetch_failures()
+        assert (failure.trust_domain, failure.problem) == (str(OTHER), problem)
+        await forget_removed(store, [federation])
+        assert await store.list_fetch_failures() == (failure,)
+        await forget_removed(store, [])
+        assert await store.list_fetch_failures() == ()
+
+        await fetch(store, federation)
+        endpoint.behave = answer(document(ROOT))
+        await fetch(store, federation)
+        assert await store.list_fetch_failures() == ()
+
+
 async def test_what_is_not_federated_with_any_more_is_forgotten(
     store: Store, tmp_path: Path, bootstrap: Path
 ) -> None:

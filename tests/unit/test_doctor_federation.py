@@ -11,7 +11,7 @@ from meshmint_server.cli.doctor.federation import check_federation
 from meshmint_server.cli.doctor.finding import Finding, Level
 from meshmint_server.config import FederationSettings
 from meshmint_server.spiffe import TrustBundle, TrustDomain
-from meshmint_server.store import FederatedBundleRow
+from meshmint_server.store import FederatedBundleRow, FetchFailureRow
 from support.pki import make_root
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -19,7 +19,9 @@ ROOT = make_root().certificate.public_bytes(Encoding.DER)
 FULL = TrustBundle(TrustDomain("other.example"), (ROOT,), 1, timedelta(minutes=5)).document
 
 
-def check(path: Path, document: bytes | None, age: timedelta = timedelta(0)) -> Finding:
+def check(
+    path: Path, document: bytes | None, age: timedelta = timedelta(0), problem: str = ""
+) -> Finding:
     settings = FederationSettings.model_validate(
         {
             "trust_domain": "other.example",
@@ -32,7 +34,8 @@ def check(path: Path, document: bytes | None, age: timedelta = timedelta(0)) -> 
     rows = []
     if document is not None:
         rows.append(FederatedBundleRow("other.example", document, None, NOW - age))
-    (finding,) = check_federation([settings], rows, NOW)
+    failures = [FetchFailureRow("other.example", NOW - timedelta(minutes=3), problem)]
+    (finding,) = check_federation([settings], rows, failures if problem else [], NOW)
     assert finding.subject == "federation other.example"
     return finding
 
@@ -61,3 +64,14 @@ def test_before_the_first_fetch_the_first_bundle_is_looked_at(tmp_path: Path) ->
     assert check(path, None).level is Level.ERROR
     path.write_bytes(FULL)
     assert check(path, None).level is Level.WARNING
+
+
+@pytest.mark.parametrize("document", [FULL, b"{}", None])
+def test_the_last_failure_is_told_whatever_there_is(tmp_path: Path, document: bytes | None) -> None:
+    path = tmp_path / "bundle.json"
+    path.write_bytes(FULL)
+
+    found = check(path, document, problem="it cannot be reached")
+
+    assert found.level is Level.WARNING
+    assert "The last attempt, 3 minutes ago, failed: it cannot be reached." in found.message

@@ -28,7 +28,7 @@ from meshmint_server.spiffe import (
     TrustDomain,
     parse_bundle,
 )
-from meshmint_server.store import FederatedBundleRow, Store
+from meshmint_server.store import FederatedBundleRow, FetchFailureRow, Store
 
 __all__ = ["BundleFetcher", "FederatedBundles", "Federation", "forget_removed", "read_bundle_file"]
 
@@ -126,6 +126,8 @@ class BundleFetcher:
                     url=self._federation.url,
                     problem=self._complaint,
                 )
+            # For doctor, which is another process.
+            await self._store.note_fetch_failure(FetchFailureRow(name, self._clock(), str(failure)))
             return
         if self._failures:
             _log.info("a federated bundle can be fetched again", trust_domain=name)
@@ -206,10 +208,11 @@ async def forget_removed(store: Store, federations: Sequence[Federation]) -> Non
     """
     configured = {str(one.trust_domain) for one in federations}
     _, rows = await store.load_federated_bundles()
-    for row in rows:
-        if row.trust_domain not in configured:
-            await store.delete_federated_bundle(row.trust_domain)
-            _log.info("a federated bundle was forgotten", trust_domain=row.trust_domain)
+    there = {row.trust_domain for row in rows}
+    there |= {failure.trust_domain for failure in await store.list_fetch_failures()}
+    for name in sorted(there - configured):
+        await store.delete_federated_bundle(name)
+        _log.info("a federated bundle was forgotten", trust_domain=name)
 
 
 class FederatedBundles:

@@ -6,16 +6,22 @@ from sqlalchemy import delete, insert, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meshmint_server.store.configured import advance
-from meshmint_server.store.rows import FederatedBundleRow
-from meshmint_server.store.schema import federated_bundles, revisions
+from meshmint_server.store.rows import FederatedBundleRow, FetchFailureRow
+from meshmint_server.store.schema import federated_bundles, fetch_failures, revisions
 
-__all__ = ["delete_bundle", "fetch_bundles", "write_bundle"]
+__all__ = [
+    "delete_bundle",
+    "fetch_bundles",
+    "fetch_failures_of_all",
+    "write_bundle",
+    "write_failure",
+]
 
 
 async def write_bundle(
     connection: AsyncConnection, row: FederatedBundleRow, replaces: FederatedBundleRow | None
 ) -> bool:
-    """Keeps a fetched bundle in the place of the one before.
+    """Keeps a fetched bundle in the place of the one before; the failures before it are over.
 
     Returns:
         False, and nothing changed, if that is not there any more, or one is where none was.
@@ -45,6 +51,7 @@ async def write_bundle(
             .where(federated_bundles.c.trust_domain == row.trust_domain)
             .values(values)
         )
+    await _forget_failure(connection, row.trust_domain)
     return True
 
 
@@ -54,6 +61,29 @@ async def delete_bundle(connection: AsyncConnection, trust_domain: str) -> None:
     await connection.execute(
         delete(federated_bundles).where(federated_bundles.c.trust_domain == trust_domain)
     )
+    await _forget_failure(connection, trust_domain)
+
+
+async def write_failure(connection: AsyncConnection, row: FetchFailureRow) -> None:
+    """Notes a failure in the place of the one before. For people: no revision counts it."""
+    await _forget_failure(connection, row.trust_domain)
+    await connection.execute(
+        insert(fetch_failures).values(
+            trust_domain=row.trust_domain, failed_at=row.failed_at, problem=row.problem
+        )
+    )
+
+
+async def _forget_failure(connection: AsyncConnection, trust_domain: str) -> None:
+    await connection.execute(
+        delete(fetch_failures).where(fetch_failures.c.trust_domain == trust_domain)
+    )
+
+
+async def fetch_failures_of_all(connection: AsyncConnection) -> tuple[FetchFailureRow, ...]:
+    """Every trust domain whose bundle could not be fetched the last time."""
+    rows = await connection.execute(select(fetch_failures).order_by(fetch_failures.c.trust_domain))
+    return tuple(FetchFailureRow(row.trust_domain, row.failed_at, row.problem) for row in rows)
 
 
 async def fetch_bundles(

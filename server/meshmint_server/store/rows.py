@@ -11,6 +11,7 @@ __all__ = [
     "CrlKind",
     "CrlRow",
     "FederatedBundleRow",
+    "FetchFailureRow",
     "IssuerRow",
     "IssuerState",
     "KeptReply",
@@ -238,6 +239,19 @@ class FederatedBundleRow:
     document: bytes
     sequence: int | None
     fetched_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailureRow:
+    """Why the last attempt to fetch the bundle of another trust domain failed.
+
+    Attributes:
+        problem: For people; nothing of what the other side sent.
+    """
+
+    trust_domain: str
+    failed_at: datetime
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ __all__ = [
     "crls",
     "duties",
     "federated_bundles",
+    "fetch_failures",
     "issuers",
     "metadata",
     "record_names",
@@ -174,6 +175,15 @@ federated_bundles = Table(
     Column("document", LargeBinary, nullable=False),
     Column("sequence", BigInteger, nullable=True),
     Column("fetched_at", Microseconds, nullable=False),
+)
+
+# Why a bundle could not be fetched the last time; no row where it could. For people.
+fetch_failures = Table(
+    "fetch_failures",
+    metadata,
+    Column("trust_domain", _TEXT, primary_key=True),
+    Column("failed_at", Microseconds, nullable=False),
+    Column("problem", _TEXT, nullable=False),
 )
 
 # When a duty that runs by the calendar was last done, by whichever replica.

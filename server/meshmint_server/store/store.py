@@ -38,6 +38,7 @@ from meshmint_server.store.rows import (
     CrlKind,
     CrlRow,
     FederatedBundleRow,
+    FetchFailureRow,
     IssuerRow,
     KeptReply,
     Page,
@@ -425,6 +426,14 @@ class Store:
     async def load_federated_bundles(self) -> tuple[int, tuple[FederatedBundleRow, ...]]:
         """Every bundle, with the revision to compare `federation_revision` with."""
         return await self.database.run(federated.fetch_bundles)
+
+    async def note_fetch_failure(self, row: FetchFailureRow) -> None:
+        """Notes, for people, why a bundle could not be fetched, until it can be."""
+        await self._write(lambda connection: federated.write_failure(connection, row))
+
+    async def list_fetch_failures(self) -> tuple[FetchFailureRow, ...]:
+        """Why bundles could not be fetched the last time; those that could are not there."""
+        return await self.database.run(federated.fetch_failures_of_all)
 
     async def federation_revision(self) -> int:
         """A number that grows with every change of a federated bundle."""

@@ -67,7 +67,9 @@ async def examine(path: Path) -> AsyncIterator[Finding]:
         for finding in check_roles(contents.roles, config, contents.issuers):
             yield finding
     if contents.federated is not None:
-        for finding in check_federation(config.federation, contents.federated, now):
+        for finding in check_federation(
+            config.federation, contents.federated, contents.fetch_failures, now
+        ):
             yield finding
     for finding in (
         *check_admins(config),

@@ -9,7 +9,15 @@ from datetime import datetime
 from meshmint_server.cli.doctor.finding import Finding, error, ok, warning
 from meshmint_server.config import Config
 from meshmint_server.errors import StoreUnavailable
-from meshmint_server.store import CrlRow, FederatedBundleRow, IssuerRow, RoleRow, SchemaState, Store
+from meshmint_server.store import (
+    CrlRow,
+    FederatedBundleRow,
+    FetchFailureRow,
+    IssuerRow,
+    RoleRow,
+    SchemaState,
+    Store,
+)
 from meshmint_server.store.url import SqliteUrl, parse_store_url
 
 __all__ = ["StoreContents", "check_store", "missing_store", "not_answering"]
@@ -25,6 +33,7 @@ class StoreContents:
     roles: tuple[RoleRow, ...] | None = None
     crls: tuple[CrlRow, ...] | None = None
     federated: tuple[FederatedBundleRow, ...] | None = None
+    fetch_failures: tuple[FetchFailureRow, ...] = ()
     clock: datetime | None = None
 
 
@@ -105,6 +114,7 @@ async def _read(store: Store, contents: StoreContents) -> AsyncIterator[Finding]
         contents.clock = await store.clock()
         _, contents.roles = await store.load_roles()
         contents.crls = await store.list_crls()
+        contents.fetch_failures = await store.list_fetch_failures()
         _, contents.federated = await store.load_federated_bundles()
     except StoreUnavailable as fault:
         yield not_answering(fault)
