@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import re
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -230,6 +231,21 @@ def test_dead_worker_is_replaced(service_factory: ServiceFactory) -> None:
         assert service.issue(pb.IssueRequest(role=role)).certificate
         wait_for(lambda: len(leaders(service)) == 2)
         assert leaders(service)[1] not in victims
+
+
+def test_workers_take_all_the_open_files_that_they_may_have(
+    service_factory: ServiceFactory,
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with service_factory.start() as service:
+        (victim,) = service.worker_pids()
+        # What a shell gives, as the supervisor hands it on to the next worker.
+        resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (512, before[1]))
+        service.kill_worker(victim)
+        service.wait_until_ready(without={victim})
+        (worker,) = service.worker_pids()
+        soft, hard = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+    assert soft == (65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)) > 512
 
 
 def leaders(service: Service) -> list[int]:

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import math
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -71,6 +72,8 @@ log = structlog.get_logger(__name__)
 
 EXIT_CONFIG = 78  # sysexits.h: EX_CONFIG
 
+_MOST_OPEN_FILES = 65_536
+
 REFRESH_SECONDS = 0.25
 PROBE_SECONDS = 5.0
 FORGET_SECONDS = 60.0
@@ -87,6 +90,7 @@ def run_worker(config: Config, pipe: Connection) -> None:
     Exits with EXIT_CONFIG where a restart cannot help.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _allow_open_files()
     configure_logging(config.log.format, config.log.level)
     try:
         uvloop.run(_serve(config, pipe))
@@ -96,6 +100,14 @@ def run_worker(config: Config, pipe: Connection) -> None:
     except MeshmintError as error:
         log.error("cannot serve", problem=error.message, reason=error.reason)
         sys.exit(1)
+
+
+def _allow_open_files() -> None:
+    """Takes as many as there may be: of the 1,024 that a shell gives, connections need them all."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve(config: Config, pipe: Connection) -> None:
