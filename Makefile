@@ -5,6 +5,7 @@
 # DEV_ARGS=…  more arguments for `meshmintd dev`, such as --port 9443
 # BENCH_ARGS=… more arguments for bench/peers, such as --quick
 # TEST_ARGS=… more arguments for pytest, such as tests/unit or -k csr
+# ENGINE_ARGS=… arguments for bench/engine, such as --quick
 # GROWTH_ARGS=… arguments for bench/growth, such as --sizes 0,100000
 # SOAK_ARGS=… arguments for bench/soak, such as --seconds 60
 
@@ -60,9 +61,14 @@ $(VENV)/.bench-ready: $(READY)
 	@touch $@
 
 .PHONY: bench
-bench: $(VENV)/.bench-ready ## Compares with OpenBao under the same load; 7 minutes
+bench: $(VENV)/.bench-ready ## Compares with OpenBao under the same load; 8 minutes
 	@deploy/packages.sh softhsm2 postgresql nghttp2-client
 	PYTHONPATH=tests:bench $(BIN)/python -m peers $(BENCH_ARGS)
+
+.PHONY: bench-engine
+bench-engine: $(READY) ## Measures rate and latency by workers, connections, roles, records, HSM; 8 minutes
+	@deploy/packages.sh cc softhsm2 p11-kit nghttp2-client
+	PYTHONPATH=tests:bench $(BIN)/python -m engine $(ENGINE_ARGS)
 
 .PHONY: bench-revoke
 bench-revoke: $(READY) ## Measures whether 100,000 revocations slow a further one down; 1 minute

@@ -22,7 +22,7 @@ from support.service import TRUST_DOMAIN, Service
 from growth.fill import Probe, fill_store
 from growth.report import Measured
 
-__all__ = ["GrownService"]
+__all__ = ["GrownService", "make_probe"]
 
 PAGE = 50
 _ROLE = "probe"
@@ -63,39 +63,13 @@ class GrownService:
         self._serials: list[str] = []
         self._service.start()
         try:
-            probe = self._make_probe()
+            probe = make_probe(self._service)
         finally:
             self._service.stop()
         self._revoked = fill_store(url, size, probe, progress)
         self._crls = [self._make_crl(probe.issuer) for _ in range(crls)]
         self._lists = _lists(probe)
         self._deep_token = ""
-
-    def _make_probe(self) -> Probe:
-        service = self._service
-        service.put_named_role(
-            _ROLE,
-            {
-                "spiffe": "own", "key_type": "ec", "allowed_domains": [_NAME],
-                "allow_bare_domains": True, "require_cn": False, "ttl": "1h",
-            },
-        )  # fmt: skip
-        names = pb.CertificateNames(uris=[_SVID], dns_names=[_NAME])
-        serial, pem = "", ""
-        while len(serial) != _WHOLE_SERIAL:
-            issued = service.issue(pb.IssueRequest(role=_ROLE, names=names))
-            serial, pem = issued.serial_number, issued.certificate
-        record = service.get_record(serial)
-        return Probe(
-            trust_domain=TRUST_DOMAIN,
-            issuer=record.issuer,
-            role=_ROLE,
-            authenticator=record.authenticator,
-            caller=record.caller,
-            spiffe_id=_SVID,
-            name=_NAME,
-            certificate=x509.load_pem_x509_certificate(pem.encode()).public_bytes(Encoding.DER),
-        )
 
     def _make_crl(self, issuer: str) -> tuple[float, int]:
         """Has a full CRL made, as of an issuer that has none; seconds and entries."""
@@ -193,6 +167,33 @@ class GrownService:
             crl=statistics.median(seconds for seconds, _ in self._crls),
             crl_entries=self._crls[-1][1],
         )
+
+
+def make_probe(service: Service) -> Probe:
+    """A workload that a running service has issued to, and the role for it."""
+    service.put_named_role(
+        _ROLE,
+        {
+            "spiffe": "own", "key_type": "ec", "allowed_domains": [_NAME],
+            "allow_bare_domains": True, "require_cn": False, "ttl": "1h",
+        },
+    )  # fmt: skip
+    names = pb.CertificateNames(uris=[_SVID], dns_names=[_NAME])
+    serial, pem = "", ""
+    while len(serial) != _WHOLE_SERIAL:
+        issued = service.issue(pb.IssueRequest(role=_ROLE, names=names))
+        serial, pem = issued.serial_number, issued.certificate
+    record = service.get_record(serial)
+    return Probe(
+        trust_domain=TRUST_DOMAIN,
+        issuer=record.issuer,
+        role=_ROLE,
+        authenticator=record.authenticator,
+        caller=record.caller,
+        spiffe_id=_SVID,
+        name=_NAME,
+        certificate=x509.load_pem_x509_certificate(pem.encode()).public_bytes(Encoding.DER),
+    )
 
 
 def _lists(probe: Probe) -> dict[str, admin_pb.RecordFilter]:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from peers.comparison import Comparison, Plan
 from peers.load import BadRun
+from peers.openbao import OpenBao
 from peers.page import page, show
 from peers.surroundings import Surroundings
 from peers.workload import WORKS
@@ -52,7 +53,7 @@ def main() -> int:
         "command": options.command,
         "at": at.isoformat(timespec="seconds"),
         "machine": surroundings.machine(),
-        "versions": surroundings.versions(),
+        "versions": surroundings.versions(OpenBao=OpenBao.version),
         "rounds": plan.rounds,
         "seconds": plan.seconds,
         **results.document(WORKS),

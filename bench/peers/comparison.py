@@ -15,12 +15,12 @@ from itertools import product
 from pathlib import Path
 from typing import Final
 
-from peers.load import BadRun, Pressure, measure
+from peers.load import BadRun, Call, Pressure, measure
 from peers.meshmint import Meshmint
 from peers.openbao import OpenBao
 from peers.processes import cpu_seconds, resident_bytes
-from peers.results import OURS, OURS_SHARED, PEER, Results, Sample
-from peers.workload import WORKS, Server, Work
+from peers.results import OURS, OURS_SHARED, PEER, STREAM, UNARY, Results, Sample
+from peers.workload import STREAMED, WORKS, Server, Work
 
 __all__ = ["PRESSURES", "Comparison", "Plan"]
 
@@ -29,6 +29,10 @@ PRESSURES: Final = (Pressure(1, 1), Pressure(16, 1), Pressure(16, 4))
 # At a given rate a request waits for no other's answer, unless this many are behind.
 _PACED_STREAMS: Final = 64
 _PACED_CONNECTIONS: Final = 16
+# Enough that no worker of a few has none by chance, and few enough that no item is refused.
+_STREAMS: Final = Pressure(8, 1)
+# A stream takes long: a turn of theirs has so many times a turn's length.
+_STREAM_TURN: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Plan:
     def turns(self) -> int:
         """How often h2load is run in all: records are made by three servers, the rest by two."""
         top = len(PRESSURES) * sum(3 if work.is_recorded else 2 for work in WORKS)
-        return self.rounds * (top + 2 * len(WORKS))
+        return self.rounds * (top + 2 * len(WORKS) + 2 * len(STREAMED))
 
 
 class Comparison:
@@ -77,9 +81,10 @@ class Comparison:
         with ExitStack() as stack:
             self._tell("starting the servers")
             start = stack.enter_context
+            ours = start(Meshmint.with_sqlite(self._directory / OURS))
             self._servers = [
                 start(OpenBao.running(self._directory / PEER)),
-                start(Meshmint.with_sqlite(self._directory / OURS)),
+                ours,
                 start(Meshmint.with_postgresql(self._directory / OURS_SHARED)),
             ]
             memory = {server.name: resident_bytes(server.pids) for server in self._servers}
@@ -88,6 +93,7 @@ class Comparison:
             self._answers = dict.fromkeys(recorded, 0)
             self._measure_top_rates(results)
             self._measure_at_half_rate(results)
+            self._measure_streams(ours, results)
             for server in self._servers:
                 made = server.count_records() - recorded[server.name]
                 if made < self._answers[server.name]:
@@ -123,6 +129,26 @@ class Comparison:
                         self._sample(server, work, pressure)
                     )
 
+    def _measure_streams(self, server: Meshmint, results: Results) -> None:
+        """Streams beside unary requests, of which as many are in flight as suit those best."""
+        sizes = {work: server.probe_stream(work) for work in STREAMED}
+        for turn, work in product(range(self._plan.rounds), STREAMED):
+            call = server.stream_call(work)
+            in_flight = results.best_in_flight(work, OURS)
+            unary = next(one for one in PRESSURES if one.connections * one.streams == in_flight)
+            long = self._plan.seconds * _STREAM_TURN
+            for how in (UNARY, STREAM) if turn % 2 == 0 else (STREAM, UNARY):
+                self._tell(f"{work.name}, {how}: {server.name}")
+                if how == UNARY:
+                    sample = self._sample(server, work, unary)
+                else:
+                    sample = self._sample_call(
+                        server, work, call, sizes[work], _STREAMS, seconds=long
+                    )
+                results.streams[work.operation][how].append(sample)
+        if refused := server.count_refused_items():
+            raise BadRun(f"{refused} items of streams were refused")
+
     def _in_turn(self, work: Work, turn: int) -> Iterator[Server]:
         """Another one first in each round; without a record the kind of store is of no account."""
         servers: Sequence[Server] = [
@@ -133,8 +159,21 @@ class Comparison:
 
     def _sample(self, server: Server, work: Work, pressure: Pressure) -> Sample:
         size = self._sizes[server.name, work]
+        call = server.call(work)
+        return self._sample_call(server, work, call, size, pressure, seconds=self._plan.seconds)
+
+    def _sample_call(
+        self,
+        server: Server,
+        work: Work,
+        call: Call,
+        size: int,
+        pressure: Pressure,
+        *,
+        seconds: float,
+    ) -> Sample:
         before = cpu_seconds(server.pids)
-        measured = measure(server.call(work), size, pressure, self._plan.seconds, self._directory)
+        measured = measure(call, size, pressure, seconds, self._directory)
         cpu = cpu_seconds(server.pids) - before
         if work.is_recorded:
             self._answers[server.name] += measured.answers

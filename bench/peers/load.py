@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,15 +23,19 @@ __all__ = [
     "frame",
     "measure",
     "read_log",
+    "read_stream_log",
 ]
 
-# What ends earlier is not looked at: connections are made and caches filled then.
-_SETTLING: Final = 0.3
 # Signatures vary by a few bytes; a refusal is shorter by far.
 _SIZE_TOLERANCE: Final = 0.05
+# Over many items they even out, and framing hardly counts.
+_STREAM_SIZE_TOLERANCE: Final = 0.004
+# For what ends after so many requests.
+_PATIENCE: Final = 150
 _REQUESTS: Final = re.compile(
-    r"^requests: \d+ total, \d+ started, (?P<done>\d+) done, (?P<succeeded>\d+) succeeded, "
-    r"(?P<failed>\d+) failed, (?P<errored>\d+) errored, (?P<timeout>\d+) timeout$",
+    r"^requests: \d+ total, (?P<started>\d+) started, (?P<done>\d+) done, "
+    r"(?P<succeeded>\d+) succeeded, (?P<failed>\d+) failed, "
+    r"(?P<errored>\d+) errored, (?P<timeout>\d+) timeout$",
     re.MULTILINE,
 )
 _DATA: Final = re.compile(r"^traffic: .* \((?P<data>\d+)\) data$", re.MULTILINE)
@@ -42,11 +47,16 @@ class BadRun(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request to repeat: a POST of ``body``."""
+    """A request to repeat: a POST of ``body``.
+
+    Attributes:
+        items: How many certificates it asks for; over one only if it is a stream.
+    """
 
     url: str
     headers: tuple[tuple[str, str], ...]
     body: bytes
+    items: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +67,17 @@ class Pressure:
         connections: Open all the time.
         streams: The most requests in flight on each.
         rate: Requests per second over all connections; None: the next one follows each answer.
+        requests: How many in all, and then all of the run counts; None: as many as the time
+            allows. For those that take so long that a run holds few of them.
+        settling: Seconds; what ends earlier is not looked at: connections are made and caches
+            filled then.
     """
 
     connections: int
     streams: int
     rate: float | None = None
+    requests: int | None = None
+    settling: float = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +85,9 @@ class Measured:
     """One run.
 
     Attributes:
-        answers: All answers, those before it settled too.
-        rate: Answers per second after it settled.
-        p50: Median latency, seconds.
+        answers: Certificates in all answers, those before it settled too.
+        rate: Certificates per second after it settled.
+        p50: Median latency of a request, seconds; of a stream: until its last answer.
         p99: 99th percentile of it, seconds.
     """
 
@@ -98,7 +114,7 @@ def measure(
         call: What is asked.
         answer_bytes: The size of a good answer's body.
         pressure: How hard.
-        seconds: For how long.
+        seconds: For how long, unless the number of requests is given.
         directory: Where it puts its files.
 
     Raises:
@@ -108,24 +124,37 @@ def measure(
     body.write_bytes(call.body)
     log.unlink(missing_ok=True)
     command = [
-        "h2load", "-D", f"{seconds * 1000:.0f}ms", "-c", str(pressure.connections),
-        "-m", str(pressure.streams), "-d", str(body), f"--log-file={log}",
+        "h2load", "-c", str(pressure.connections), "-m", str(pressure.streams),
+        "-d", str(body), f"--log-file={log}",
     ]  # fmt: skip
+    if pressure.requests is None:
+        command += ["-D", f"{seconds * 1000:.0f}ms"]
+    else:
+        command += ["-n", str(pressure.requests)]
     if pressure.rate is not None:
         command.append(f"--rps={pressure.rate / pressure.connections:.3f}")
     for name, value in call.headers:
         command += ["-H", f"{name}: {value}"]
     done = subprocess.run(
-        [*command, call.url], capture_output=True, text=True, check=False, timeout=seconds + 30
-    )
+        [*command, call.url], capture_output=True, text=True, check=False,
+        timeout=seconds + _PATIENCE,
+    )  # fmt: skip
     if done.returncode:
         raise BadRun(f"h2load ended with {done.returncode}: {done.stdout}{done.stderr}")
-    check_summary(done.stdout, answer_bytes)
-    return read_log(log.read_text("ascii"))
+    check_summary(done.stdout, answer_bytes, call.items)
+    text = log.read_text("ascii")
+    if pressure.requests is not None:
+        return read_log(text, call.items)
+    if call.items > 1:
+        return read_stream_log(text, call.items, pressure.connections * pressure.streams)
+    return read_log(text, settling=pressure.settling)
 
 
-def check_summary(text: str, answer_bytes: int) -> None:
+def check_summary(text: str, answer_bytes: int, items: int = 1) -> None:
     """Checks from what h2load printed that every answer was a good one.
+
+    Of streams that were cut off at the end, some answers have come: data may be that much
+    more. So refusals may hide there, and are to be looked for elsewhere, too.
 
     Raises:
         BadRun: Requests failed, or their answers have not the size of good ones on average.
@@ -139,12 +168,20 @@ def check_summary(text: str, answer_bytes: int) -> None:
     if not counts["done"] or counts["succeeded"] != counts["done"]:
         raise BadRun(f"requests without a good answer: {requests[0]}")
     mean = int(data["data"]) / counts["done"]
-    if abs(mean - answer_bytes) > answer_bytes * _SIZE_TOLERANCE:
+    most, tolerance = 1.0, _SIZE_TOLERANCE
+    if items > 1:
+        most, tolerance = counts["started"] / counts["done"], _STREAM_SIZE_TOLERANCE
+    if not 1 - tolerance <= mean / answer_bytes <= most + tolerance:
         raise BadRun(f"answers have {mean:.0f} bytes in place of {answer_bytes}: no certificates")
 
 
-def read_log(text: str) -> Measured:
+def read_log(text: str, items: int = 1, settling: float = 0) -> Measured:
     """Rate and latencies, from the lines of ``--log-file``: start, status, duration.
+
+    Args:
+        text: The lines.
+        items: How many certificates each answer holds.
+        settling: Seconds from the first request on; what ends earlier is not looked at.
 
     Raises:
         BadRun: An answer has another status than 200, or nothing was answered in time.
@@ -155,17 +192,33 @@ def read_log(text: str) -> Measured:
         raise BadRun(f"{refused} of {len(rows)} answers are not 200")
     if not rows:
         raise BadRun("nothing was answered")
-    settled = min(start for start, _, _ in rows) + _SETTLING * 1e6
+    settled = min(start for start, _, _ in rows) + settling * 1e6
     last = max(start + duration for start, _, duration in rows)
     durations = sorted(duration for start, _, duration in rows if start + duration > settled)
     if not durations:
-        raise BadRun(f"all {len(rows)} answers came within the first {_SETTLING} seconds")
+        raise BadRun(f"all {len(rows)} answers came within the first {settling} seconds")
     return Measured(
-        answers=len(rows),
-        rate=len(durations) / (last - settled) * 1e6,
+        answers=len(rows) * items,
+        rate=len(durations) * items / (last - settled) * 1e6,
         p50=_percentile(durations, 50) / 1e6,
         p99=_percentile(durations, 99) / 1e6,
     )
+
+
+def read_stream_log(text: str, items: int, in_flight: int) -> Measured:
+    """The same for streams, of which a run holds too few to count those within a time.
+
+    As many are in flight all the time, so that the rate is that number divided by how long
+    one takes (Little's law); what is under way at the end does not count, on either side.
+
+    Raises:
+        BadRun: As above, or there are less than two for each that is in flight.
+    """
+    measured = read_log(text, items)
+    durations = [int(line.split("\t")[2]) for line in text.splitlines()]
+    if len(durations) < 2 * in_flight:
+        raise BadRun(f"{len(durations)} streams in a run are too few, with {in_flight} in flight")
+    return replace(measured, rate=in_flight * items / statistics.mean(durations) * 1e6)
 
 
 def _percentile(ordered: list[int], percent: int) -> int:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Final
 
 import asyncpg
+import httpx
 from meshmint.v1 import certificate_service_pb2 as pb
 from support.postgres import PostgresServer
 from support.service import Service
@@ -19,11 +23,37 @@ from support.service import Service
 from peers.load import Call, frame
 from peers.workload import CSR, ROLE, SPIFFE_ID, Work, check_certificate
 
-__all__ = ["Meshmint"]
+__all__ = ["Meshmint", "Shape"]
 
 _TOKEN_SECONDS = 4 * 3600
 _METHODS = {"issue": "Issue", "sign": "Sign"}
+_COUNTED = re.compile(r"^meshmint_rpc_seconds_count\{(.*)\} (\S+)$", re.MULTILINE)
+# Streams that h2load cut off at the end of a run were cancelled.
+_NOT_REFUSED = ("OK", "CANCELLED")
 _COUNT = "SELECT count(*) FROM records"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What one stream asks for.
+
+    Attributes:
+        messages: How many it sends.
+        items: How many are in each.
+        roles: Whose turn it is from item to item; empty: the role that unary requests have.
+    """
+
+    messages: int = 2
+    items: int = 32
+    roles: tuple[str, ...] = ()
+
+    @property
+    def certificates(self) -> int:
+        """How many it asks for."""
+        return self.messages * self.items
+
+
+_SHAPE: Final = Shape()
 
 
 class Meshmint:
@@ -61,7 +91,12 @@ class Meshmint:
     def with_sqlite(cls, directory: Path) -> Iterator[Meshmint]:
         """With its store in one file."""
         with cls._serving(directory) as service:
-            yield cls("meshmint-sqlite", service, partial(_count_rows, directory / "meshmint.db"))
+            yield cls.on_sqlite("meshmint-sqlite", service)
+
+    @classmethod
+    def on_sqlite(cls, name: str, service: Service) -> Meshmint:
+        """A service that is running, with its store in one file."""
+        return cls(name, service, partial(_count_rows, service.directory / "meshmint.db"))
 
     @classmethod
     @contextmanager
@@ -98,15 +133,24 @@ class Meshmint:
 
     def call(self, work: Work) -> Call:
         """The gRPC request, as it is on the wire."""
+        return self._call(_METHODS[work.operation], frame(self._request(work).SerializeToString()))
+
+    def stream_call(self, work: Work, shape: Shape = _SHAPE) -> Call:
+        """A whole stream as one request: its messages, and no more of them."""
+        messages = (message.SerializeToString() for message in self._messages(work, shape))
+        body = b"".join(map(frame, messages))
+        return self._call(_METHODS[work.operation] + "Stream", body, shape.certificates)
+
+    def _call(self, method: str, body: bytes, items: int = 1) -> Call:
         return Call(
-            url=f"https://{self._service.address}/meshmint.v1.CertificateService/"
-            + _METHODS[work.operation],
+            url=f"https://{self._service.address}/meshmint.v1.CertificateService/{method}",
             headers=(
                 ("content-type", "application/grpc"),
                 ("te", "trailers"),
                 ("authorization", f"Bearer {self._token}"),
             ),
-            body=frame(self._request(work).SerializeToString()),
+            body=body,
+            items=items,
         )
 
     def probe(self, work: Work) -> int:
@@ -120,8 +164,55 @@ class Meshmint:
         check_certificate(answer.certificate, answer.chain[0])
         return len(frame(answer.SerializeToString()))
 
-    def _request(self, work: Work) -> pb.IssueRequest | pb.SignRequest:
-        role = self._roles[work.is_recorded]
+    def count_refused_items(self) -> int:
+        """How many items of streams were answered with an error, ever, as the service tells."""
+        text = httpx.get(self._service.http_url + "/metrics", trust_env=False, timeout=30).text
+        counts = [found for found in _COUNTED.findall(text) if "Stream" in found[0]]
+        assert counts, text[:200]
+        return sum(
+            round(float(count))
+            for labels, count in counts
+            if not any(f'code="{code}"' in labels for code in _NOT_REFUSED)
+        )
+
+    def probe_stream(self, work: Work, shape: Shape = _SHAPE) -> int:
+        """Calls with the generated stub, and checks every certificate of the stream.
+
+        Returns:
+            The size of all answers in bytes, framed. The server may put them into fewer
+            messages, or more, the next time: a matter of a few bytes for each.
+        """
+        method = getattr(self._service.stub, _METHODS[work.operation] + "Stream")
+        metadata = self._service.metadata(self._token)
+        size, ids = 0, set()
+        for answer in method(iter(self._messages(work, shape)), timeout=60, metadata=metadata):
+            size += len(frame(answer.SerializeToString()))
+            for item in answer.items:
+                assert item.WhichOneof("outcome") == "response", item.error
+                assert not item.response.warnings, item.response.warnings
+                check_certificate(item.response.certificate, item.response.chain[0])
+                ids.add(item.id)
+        assert len(ids) == shape.certificates, ids
+        return size
+
+    def _messages(
+        self, work: Work, shape: Shape
+    ) -> list[pb.IssueStreamRequest | pb.SignStreamRequest]:
+        kind: Any = pb.SignStreamRequest if work.operation == "sign" else pb.IssueStreamRequest
+        roles = shape.roles or (self._roles[work.is_recorded],)
+        requests = [self._request(work, role) for role in roles]
+        return [
+            kind(
+                items=[
+                    kind.Item(id=str(number), request=requests[number % len(requests)])
+                    for number in range(first, first + shape.items)
+                ]
+            )
+            for first in range(0, shape.certificates, shape.items)
+        ]
+
+    def _request(self, work: Work, role: str = "") -> pb.IssueRequest | pb.SignRequest:
+        role = role or self._roles[work.is_recorded]
         if work.operation == "sign":
             return pb.SignRequest(role=role, csr_pem=CSR)
         return pb.IssueRequest(role=role, names=pb.CertificateNames(uris=[SPIFFE_ID]))

@@ -52,18 +52,19 @@ def page(document: dict[str, Any]) -> str:
 
 # The share of the CPU that other programs may have.
 _QUIET: Final = 0.05
-_WORDS: Final = ("work", "server")
+_WORDS: Final = ("work", "server", "asked")
 _NAMES: Final = {
     "openbao": "OpenBao",
     "meshmint-sqlite": "Meshmint, SQLite",
     "meshmint-postgresql": "Meshmint, PostgreSQL",
+    "meshmint-sqlite to unary": "Meshmint, SQLite, to unary",
 }
 
 
 def _tables(document: dict[str, Any]) -> list[tuple[str, tuple[str, ...], Rows]]:
     return [
         (
-            "Meshmint to OpenBao",
+            "Meshmint to OpenBao, and its streams to its own unary requests",
             ("work", "server", "ratio", "least", "most", "mark"),
             _ratio_rows(document),
         ),
@@ -72,6 +73,11 @@ def _tables(document: dict[str, Any]) -> list[tuple[str, tuple[str, ...], Rows]]
             ("work", "in flight", "server", "rate/s", "least", "most", "p50 ms", "p99 ms",
              "CPU s per 1,000"),
             _top_rows(document),
+        ),
+        (
+            "Over streams",
+            ("work", "asked", "rate/s", "least", "most", "p50 ms", "p99 ms", "CPU s per 1,000"),
+            _stream_rows(document),
         ),
         (
             "At half of Meshmint's best rate",
@@ -96,7 +102,9 @@ def _ratio_rows(document: dict[str, Any]) -> Rows:
             f"{ratio['max']:.2f}", f"{document['marks'][work]:.1f}",
         )
         for work in document["ratios"]
-        for server, ratios in document["ratios_by_server"].items()
+        for server, ratios in {
+            **document["ratios_by_server"], "meshmint-sqlite to unary": document["ratios_to_unary"]
+        }.items()
         if (ratio := ratios.get(work))
     ]  # fmt: skip
 
@@ -110,6 +118,17 @@ def _top_rows(document: dict[str, Any]) -> Rows:
         for work, pressures in document["top_rate"].items()
         for in_flight, servers in pressures.items()
         for server, found in sorted(servers.items())
+    ]  # fmt: skip
+
+
+def _stream_rows(document: dict[str, Any]) -> Rows:
+    return [
+        (
+            _spell(work), how, f"{found['rate']['median']:,.0f}", f"{found['rate']['min']:,.0f}",
+            f"{found['rate']['max']:,.0f}", *_costs(found),
+        )
+        for work, hows in document["streams"].items()
+        for how, found in sorted(hows.items())
     ]  # fmt: skip
 
 
@@ -149,8 +168,9 @@ def _verdict(document: dict[str, Any]) -> str:
     for work, ratio in document["ratios"].items():
         mark = document["marks"][work]
         reached = "reached" if ratio >= mark else "**missed**"
+        to_what = "our own unary rate" if work in document["ratios_to_unary"] else "OpenBao's rate"
         lines.append(
-            f"- {_spell(work)}: {ratio:.2f} times OpenBao's rate; the mark is {mark:g}, {reached}."
+            f"- {_spell(work)}: {ratio:.2f} times {to_what}; the mark is {mark:g}, {reached}."
         )
     for work, servers in document["half_rate"].items():
         ours, theirs = servers["meshmint-sqlite"], servers["openbao"]

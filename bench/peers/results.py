@@ -11,17 +11,22 @@ from typing import Any, Final
 from peers.load import Measured
 from peers.workload import Work
 
-__all__ = ["MARKS", "OURS", "OURS_SHARED", "PEER", "Results", "Sample"]
+__all__ = ["MARKS", "OURS", "OURS_SHARED", "PEER", "STREAM", "UNARY", "Results", "Sample"]
 
 PEER: Final = "openbao"
 OURS: Final = "meshmint-sqlite"
 OURS_SHARED: Final = "meshmint-postgresql"
-# The least that each ratio should be.
+# One stream after the other on each connection, or one unary request after the other.
+STREAM: Final = "stream"
+UNARY: Final = "unary"
+# The least that each ratio should be: the first four to OpenBao, the others to our own unary rate.
 MARKS: Final = {
     "issue_recorded": 2.0,
     "sign_recorded": 2.0,
     "issue_no_store": 1.5,
     "sign_no_store": 1.5,
+    "issue_stream": 2.0,
+    "sign_stream": 2.0,
 }
 
 
@@ -49,6 +54,7 @@ class Results:
         top: By work, requests in flight and server: as fast as the server answers.
         paced: By work and server: at half of Meshmint's best rate.
         pace: By work, that rate.
+        streams: By operation, and by whether asked over streams: as fast as OURS answers.
         memory: By server, bytes resident before the load and after it.
     """
 
@@ -57,23 +63,36 @@ class Results:
     )
     paced: dict[str, dict[str, list[Sample]]] = field(default_factory=lambda: defaultdict(_samples))
     pace: dict[str, float] = field(default_factory=dict)
+    streams: dict[str, dict[str, list[Sample]]] = field(
+        default_factory=lambda: defaultdict(_samples)
+    )
     memory: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def best_rates(self, work: Work, server: str) -> list[float]:
         """Rates by round, with so many requests in flight as give the best median."""
-        every = [
-            [sample.measured.rate for sample in servers[server]]
-            for (name, _), servers in self.top.items()
+        servers = self.top[work.name, self.best_in_flight(work, server)]
+        return [sample.measured.rate for sample in servers[server]]
+
+    def best_in_flight(self, work: Work, server: str) -> int:
+        """With how many requests in flight a server's median is best."""
+        medians = {
+            in_flight: statistics.median(sample.measured.rate for sample in servers[server])
+            for (name, in_flight), servers in self.top.items()
             if name == work.name and server in servers
-        ]
-        return max(every, key=statistics.median)
+        }
+        return max(medians, key=medians.__getitem__)
 
     def ratio(self, work: Work, server: str = OURS) -> dict[str, float]:
         """Best rate of ours to the best of the peer's: of the medians, and the spread by round."""
-        ours, theirs = self.best_rates(work, server), self.best_rates(work, PEER)
-        by_round = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-        median = statistics.median(ours) / statistics.median(theirs)
-        return _rounded({"median": median, "min": min(by_round), "max": max(by_round)}, 2)
+        return _ratio(self.best_rates(work, server), self.best_rates(work, PEER))
+
+    def stream_ratio(self, operation: str) -> dict[str, float]:
+        """Rate over streams to that of unary requests, turn and turn about."""
+        streamed, unary = (
+            [sample.measured.rate for sample in self.streams[operation][how]]
+            for how in (STREAM, UNARY)
+        )
+        return _ratio(streamed, unary)
 
     def document(self, works: Iterable[Work]) -> dict[str, Any]:
         """The figures of bench.json: rates per second, latencies in milliseconds."""
@@ -86,10 +105,14 @@ class Results:
             }
             for server in (OURS, OURS_SHARED)
         }
+        streams = {f"{name}_stream": self.stream_ratio(name) for name in self.streams}
         return {
-            "ratios": {name: ratio["median"] for name, ratio in ratios[OURS].items()},
+            "ratios": {
+                name: ratio["median"] for name, ratio in {**ratios[OURS], **streams}.items()
+            },
             "marks": MARKS,
             "ratios_by_server": ratios,
+            "ratios_to_unary": streams,
             "top_rate": {
                 work.name: {
                     str(in_flight): {name: _summary(samples) for name, samples in servers.items()}
@@ -105,11 +128,21 @@ class Results:
                 }
                 for name, servers in self.paced.items()
             },
+            "streams": {
+                f"{name}_stream": {how: _summary(samples) for how, samples in hows.items()}
+                for name, hows in self.streams.items()
+            },
             "memory_mib": {
                 name: {"before": round(before / 2**20), "after": round(after / 2**20)}
                 for name, (before, after) in self.memory.items()
             },
         }
+
+
+def _ratio(mine: list[float], others: list[float]) -> dict[str, float]:
+    by_round = [one / other for one, other in zip(mine, others, strict=True)]
+    median = statistics.median(mine) / statistics.median(others)
+    return _rounded({"median": median, "min": min(by_round), "max": max(by_round)}, 2)
 
 
 def _summary(samples: list[Sample]) -> dict[str, Any]:

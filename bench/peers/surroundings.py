@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from peers.meshmint import Meshmint
-from peers.openbao import OpenBao
 from peers.processes import busy_seconds, cpu_seconds
 
 __all__ = ["Surroundings"]
@@ -38,14 +37,14 @@ class Surroundings:
             "others_share_of_cpu": round(used / cores / (time.monotonic() - self._began), 3),
         }
 
-    def versions(self) -> dict[str, str]:
-        """What was run."""
+    def versions(self, **others: str) -> dict[str, str]:
+        """What was run, with others by name."""
         printed = subprocess.run(
             ["h2load", "--version"], capture_output=True, text=True, check=True
         )
         return {
             "meshmint-server": Meshmint.version,
-            "OpenBao": OpenBao.version,
+            **others,
             "h2load": printed.stdout.split("/")[-1].strip(),
             "Python": sys.version.split()[0],
         }

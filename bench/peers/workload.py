@@ -16,7 +16,16 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from peers.load import Call
 
-__all__ = ["CSR", "ROLE", "SPIFFE_ID", "WORKS", "Server", "Work", "check_certificate"]
+__all__ = [
+    "CSR",
+    "ROLE",
+    "SPIFFE_ID",
+    "STREAMED",
+    "WORKS",
+    "Server",
+    "Work",
+    "check_certificate",
+]
 
 SPIFFE_ID: Final = "spiffe://mesh.example/ns/shop/sa/cart"
 
@@ -52,6 +61,9 @@ class Work:
 WORKS: Final = tuple(
     Work(operation, is_recorded) for is_recorded in (True, False) for operation in ("issue", "sign")
 )
+
+# What is asked for over streams as well, of Meshmint alone: OpenBao has none.
+STREAMED: Final = tuple(work for work in WORKS if work.is_recorded)
 
 
 class Server(Protocol):

@@ -10,8 +10,8 @@ import time
 from peers import processes
 from peers.load import Measured
 from peers.page import page
-from peers.results import MARKS, OURS, OURS_SHARED, PEER, Results, Sample
-from peers.workload import WORKS
+from peers.results import MARKS, OURS, OURS_SHARED, PEER, STREAM, UNARY, Results, Sample
+from peers.workload import STREAMED, WORKS
 
 ISSUE = next(work for work in WORKS if work.name == "issue_recorded")
 
@@ -30,6 +30,9 @@ def results() -> Results:
         found.pace[work.name] = 1250
         found.paced[work.name][PEER].append(sample(1000, 0.5))
         found.paced[work.name][OURS].append(sample(1250))
+    for work in STREAMED:
+        found.streams[work.operation][STREAM] += [sample(rate) for rate in (2500, 4800, 5000)]
+        found.streams[work.operation][UNARY] += [sample(rate) for rate in (2500, 2000, 1000)]
     found.top["issue_recorded", 16][OURS_SHARED] += [sample(1500)] * 3
     found.memory[PEER] = found.memory[OURS] = 100 << 20, 200 << 20
     return found
@@ -39,10 +42,23 @@ def test_a_ratio_is_of_the_best_medians_and_has_its_spread() -> None:
     assert results().ratio(ISSUE) == {"median": 2.5, "min": 2.0, "max": 3.0}
 
 
+def test_streams_are_compared_with_the_unary_requests_of_their_own_turns() -> None:
+    assert results().stream_ratio("sign") == {"median": 2.4, "min": 1.0, "max": 5.0}
+
+
+def test_as_many_requests_are_in_flight_as_suit_a_server_best() -> None:
+    assert results().best_in_flight(ISSUE, OURS) == 16
+
+
 def test_the_document_has_a_ratio_for_each_work() -> None:
     document = results().document(WORKS)
 
-    assert document["ratios"] == dict.fromkeys(MARKS, 2.5)
+    assert document["ratios"] == {
+        "issue_recorded": 2.5, "sign_recorded": 2.5, "issue_no_store": 2.5, "sign_no_store": 2.5,
+        "issue_stream": 2.4, "sign_stream": 2.4,
+    }  # fmt: skip
+    assert document["ratios"].keys() == MARKS.keys()
+    assert document["streams"]["issue_stream"][STREAM]["rate"]["median"] == 4800
     assert document["ratios_by_server"][OURS_SHARED] == {
         "issue_recorded": {"median": 1.5, "min": 1.36, "max": 1.67}
     }
@@ -57,6 +73,7 @@ def test_the_document_has_a_ratio_for_each_work() -> None:
 def test_the_page_says_what_is_reached_and_what_is_missed() -> None:
     document = results().document(WORKS)
     document["ratios"]["sign_recorded"] = 1.2
+    document["ratios"]["sign_stream"] = 1.9
     text = page(
         document
         | {
@@ -71,6 +88,10 @@ def test_the_page_says_what_is_reached_and_what_is_missed() -> None:
 
     assert "- Issue, recorded: 2.50 times OpenBao's rate; the mark is 2, reached." in text
     assert "- Sign, recorded: 1.20 times OpenBao's rate; the mark is 2, **missed**." in text
+    assert "- Issue, stream: 2.40 times our own unary rate; the mark is 2, reached." in text
+    assert "- Sign, stream: 1.90 times our own unary rate; the mark is 2, **missed**." in text
+    assert "| Issue, stream | Meshmint, SQLite, to unary | 2.40 | 1.00 | 5.00 | 2.0 |" in text
+    assert "| Issue, stream | unary | 2,000 |" in text
     assert "OpenBao's 500.0 ms (which kept up with 1,000/s only)." in text
     assert "| Issue, recorded | Meshmint, PostgreSQL | 1.50 |" in text
 

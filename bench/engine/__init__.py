@@ -1,0 +1,1 @@
+"""How rate and latency grow with workers, connections, roles, records, and the HSM's delay."""
