@@ -184,6 +184,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
                     admins=admins, succession=succession, issuers=issuers, audit=audit
                 ),
             ),
+            edge.entrance,
         )
 
         await roles.refresh()
