@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +31,7 @@ from meshmint.tokens import Tokens, TokenSource
 __all__ = ["AsyncCalls", "Calls", "Settings"]
 
 _Metadata = tuple[tuple[str, str], ...]
+_CLOSED = "this client has been closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Calls:
             MeshmintError: It failed for good, or the answer was refused.
         """
         if self._closed.is_set():
-            raise ConfigurationError("this client has been closed")
+            raise ConfigurationError(_CLOSED)
         attempts = self._settings.attempts(operation)
         method = self._method(operation)
         while True:
@@ -125,13 +125,16 @@ class Calls:
                     operation.request, timeout=attempts.left(), metadata=_metadata(token)
                 )
             except grpc.RpcError as failed:
+                if self._closed.is_set():  # by another thread, and the call ended with it
+                    raise ConfigurationError(_CLOSED) from failed
                 error = self._settings.failed(failed)
                 pause = attempts.pause_after(error)
                 if pause is None:
                     raise error from failed
             else:
                 return _result(operation, answer)
-            time.sleep(pause)
+            if self._closed.wait(pause):
+                raise ConfigurationError(_CLOSED)
 
     def watch(
         self, operation: Operation[Result], is_news: Callable[[Result, Result | None], bool]
@@ -147,7 +150,7 @@ class Calls:
                 no reconnection mends.
         """
         if self._closed.is_set():
-            raise ConfigurationError("this client has been closed")
+            raise ConfigurationError(_CLOSED)
         reconnects = self._settings.reconnects(operation)
         last: Result | None = None
         while not self._closed.is_set():
@@ -207,7 +210,7 @@ class Calls:
             call.cancel()
 
     def close(self) -> None:
-        """Closes the channel; calls under way end as cancelled."""
+        """Closes the channel; calls under way end with ConfigurationError."""
         self._closed.set()
         self._channel.close()
 
@@ -237,7 +240,7 @@ class AsyncCalls:
             MeshmintError: It failed for good, or the answer was refused.
         """
         if self._closed:
-            raise ConfigurationError("this client has been closed")
+            raise ConfigurationError(_CLOSED)
         attempts = self._settings.attempts(operation)
         method = self._method(operation)
         while True:
@@ -260,7 +263,7 @@ class AsyncCalls:
     ) -> AsyncGenerator[Result, None]:
         """Keeps a stream open, and yields what comes of it that is news; see Calls.watch."""
         if self._closed:
-            raise ConfigurationError("this client has been closed")
+            raise ConfigurationError(_CLOSED)
         reconnects = self._settings.reconnects(operation)
         last: Result | None = None
         while not self._closed:

@@ -212,6 +212,9 @@ _BY_CODE: dict[str, type[MeshmintError]] = {
         InternalError,
     )
 }
+# A gRPC server that stops says so of calls that it has not begun (grpc/grpc#41785): the
+# caller did not cancel, so the server went away.
+_BY_CODE["CANCELLED"] = Unavailable
 
 
 class FailedCall(Protocol):
@@ -284,6 +287,8 @@ def _explain_transport(code: str, message: str, target: str) -> str:
         if "handshake" in lowered or "ssl" in lowered or "wrong version" in lowered:
             return f"no TLS handshake with {target}: does it serve TLS there? ({message})"
         return f"cannot reach {target}: {message}"
+    if code == "CANCELLED":
+        return f"{target} ended the call before it answered: it may be restarting ({message})"
     if code == "DEADLINE_EXCEEDED":
         return f"no answer from {target} within the time-out"
     return message or f"{target} answered {code} and no more"

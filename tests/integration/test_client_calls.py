@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import re
 import time
 from collections.abc import Iterator
@@ -99,6 +100,18 @@ def test_every_attempt_has_the_same_request_id_and_every_call_another(
     assert ids[0:8:2] == ids[1:8:2]
     assert len(set(ids)) == 5
     assert all(re.fullmatch("[A-Za-z0-9_-]{32,128}", request_id) for request_id in ids)
+
+
+def test_what_a_stopping_server_cancels_is_tried_again(
+    service: FakeService, client: Client
+) -> None:
+    service.answers.append(refuse_raw(grpc.StatusCode.CANCELLED, "CANCELLED", b""))
+    assert client.request_svid().spiffe_id == OWN_SPIFFE_ID
+    service.answers += [refuse_raw(grpc.StatusCode.CANCELLED, "CANCELLED", b"")] * 4
+    with pytest.raises(Unavailable, match="restarting") as caught:
+        client.request_svid()
+    assert caught.value.code == "CANCELLED"
+    assert len(service.calls) == 2 + FAST.max_attempts
 
 
 def test_a_retry_that_would_pass_the_deadline_is_not_waited_for(service: FakeService) -> None:
@@ -383,6 +396,22 @@ def test_a_closed_client_says_so(service: FakeService) -> None:
         client.get_chain()
 
 
+def test_closing_a_client_ends_its_call_and_its_pause(service: FakeService) -> None:
+    service.answers += [
+        service.hang,
+        refuse(grpc.StatusCode.UNAVAILABLE, "no", reason="X", retry_after=60),
+    ]
+    for number in (1, 2):
+        client = Client(service.target, token="t", insecure=True, timeout=100)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            call = pool.submit(client.request_svid)
+            while len(service.calls) < number:
+                time.sleep(0.01)
+            client.close()
+            with pytest.raises(ConfigurationError, match="closed"):
+                call.result(30)
+
+
 def test_over_tls_the_roots_given_decide(tmp_path: Path) -> None:
     with fake_service(tmp_path, tls=True) as service:
         with Client(service.target, token="t", root_certificates=service.root_file) as client:
@@ -434,6 +463,7 @@ def test_a_unix_socket_does(tmp_path: Path) -> None:
 async def test_the_asynchronous_client_retries_and_verifies_alike(service: FakeService) -> None:
     service.answers += [
         refuse(grpc.StatusCode.UNAVAILABLE, "no", reason="X", retry_after=0.1),
+        refuse_raw(grpc.StatusCode.CANCELLED, "CANCELLED", b""),
         refuse(grpc.StatusCode.PERMISSION_DENIED, "no", reason="ROLE_DENIED"),
     ]
 

@@ -400,6 +400,21 @@ async def test_migrating_twice_changes_nothing(store_url: str):
     await store.close()
 
 
+async def test_a_worker_that_starts_does_not_wait_for_those_that_write(tmp_path: Path):
+    path = tmp_path / "store.db"
+    store = Store.open(f"sqlite:///{path}")
+    await store.migrate()
+    writer = sqlite3.connect(path)
+    writer.execute("BEGIN IMMEDIATE")
+    starting = asyncio.create_task(store.migrate())
+    done, _ = await asyncio.wait({starting}, timeout=30)  # a migration waits for minutes
+    writer.rollback()
+    writer.close()
+    await starting
+    assert done
+    await store.close()
+
+
 async def test_a_schema_of_a_later_release_is_left_alone(store_url: str):
     store = Store.open(store_url)
     await store.migrate()

@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,12 @@ from support.hsm_shim import Shim
 from support.identity_provider import TokenIssuer
 from support.softhsm import require_module
 
-__all__ = ["Service", "ServiceFactory", "service", "service_factory"]
+__all__ = ["Service", "ServiceFactory", "is_running", "service", "service_factory"]
 
 TRUST_DOMAIN = "mesh.example"
 ADMIN = ("meshmint-system", "admin")
 START_SECONDS = 40
+LOG_SHOWN = 20_000  # characters at the end of a log
 
 
 def free_port() -> int:
@@ -253,14 +254,36 @@ class Service:
             self.process.kill()
             raise
 
+    def kill(self) -> None:
+        """kill -9 of the supervisor, and of nothing else."""
+        self.channel.close()
+        self.process.kill()
+        self.process.wait()
+
+    def descendants(self) -> set[int]:
+        """The processes below the supervisor: workers, their signing processes, and what starts."""
+        below: dict[int, set[int]] = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError, IndexError, ValueError):
+                    stat = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                    below.setdefault(int(stat[1]), set()).add(int(entry.name))
+        found: set[int] = set()
+        parents = [self.process.pid]
+        while parents:
+            children = below.get(parents.pop(), set())
+            found |= children
+            parents += children
+        return found
+
     @contextlib.contextmanager
-    def replica(self) -> Iterator[Service]:
+    def replica(self, name: str = "replica") -> Iterator[Service]:
         """One more server with the same token and the same store, on ports of its own."""
         other = copy.copy(self)
         other.address, other.http_address = (f"127.0.0.1:{free_port()}" for _ in range(2))
         other.http_url = f"http://{other.http_address}"
-        other.log_path = self.directory / "replica.log"
-        other.config_path = self.directory / "replica.yaml"
+        other.log_path = self.directory / f"{name}.log"
+        other.config_path = self.directory / f"{name}.yaml"
         other.config = {**self.config, "listen": other.address}
         other.config["http"] = {"listen": other.http_address}
         other._write_config()
@@ -330,7 +353,7 @@ class Service:
     def worker_pids(self) -> set[int]:
         """Workers that are serving now."""
         started = {line["pid"] for line in self.log_lines() if line.get("event") == "serving"}
-        return {pid for pid in started if _is_running(pid)}
+        return {pid for pid in started if is_running(pid)}
 
     def kill_worker(self, pid: int) -> None:
         """kill -9 of one of our workers."""
@@ -341,6 +364,15 @@ class Service:
         """Has every worker replaced."""
         for pid in self.worker_pids():
             self.kill_worker(pid)
+
+    def listens(self) -> bool:
+        """Whether anybody takes connections on the gRPC port."""
+        host, port = self.address.split(":")
+        try:
+            socket.create_connection((host, int(port)), 10).close()
+        except ConnectionRefusedError:
+            return False
+        return True
 
     def hide_token(self) -> None:
         """Takes the token's files away, as if it were pulled."""
@@ -417,6 +449,18 @@ class Service:
         credential = self.token() if token is None else token
         return self.stub.Sign(request, timeout=timeout, metadata=self.metadata(credential))
 
+    def revoke(self, serial_number: str) -> None:
+        """Revokes a certificate, as an operator."""
+        self.stub.Revoke(
+            pb.RevokeRequest(serial_number=serial_number), timeout=10, metadata=self.admin_metadata
+        )
+
+    def crl(self) -> bytes:
+        """The CRL of the first issuer, whole, in DER."""
+        url = f"{self.http_url}/crl/issuer-1/0.crl"
+        with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310 - loopback
+            return bytes(response.read())
+
     def unique_name(self) -> str:
         """A role name that no test has used."""
         return f"role-{next(self._names)}-{uuid.uuid4().hex[:6]}"
@@ -472,6 +516,19 @@ class Service:
         )  # fmt: skip
         return list(response.records)
 
+    def all_records(self, **fields: str) -> list[admin_pb.Record]:
+        """All records that match, however many."""
+        request = admin_pb.ListRecordsRequest(
+            filter=admin_pb.RecordFilter(**fields), page_size=1000
+        )
+        records: list[admin_pb.Record] = []
+        while True:
+            page = self.admin.ListRecords(request, timeout=30, metadata=self.admin_metadata)
+            records += page.records
+            if not page.next_page_token:
+                return records
+            request.page_token = page.next_page_token
+
     def newest_serial(self) -> str:
         """Serial number of what was recorded last."""
         page = self.admin.ListRecords(
@@ -484,6 +541,10 @@ class Service:
     def whole_log(self) -> str:
         """Everything the server wrote."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def logs(self) -> list[Path]:
+        """The file of the log, if there is one yet."""
+        return [self.log_path] if self.log_path.exists() else []
 
     def log_lines(self) -> list[dict[str, Any]]:
         """The log's JSON lines."""
@@ -517,7 +578,8 @@ def _json_lines(text: str) -> Iterator[dict[str, Any]]:
                 yield document
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except (OSError, IndexError):
@@ -558,6 +620,25 @@ class ServiceFactory:
             yield made
         finally:
             made.stop()
+
+    def logs(self) -> list[Path]:
+        """The log of every server that was started, and of its replicas."""
+        return sorted(self._directory.glob("*/*.log"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure shows what the servers that the test used wrote last."""
+    report = yield
+    if report.failed:
+        for used in getattr(item, "funcargs", {}).values():
+            logs = used.logs() if isinstance(used, Service | ServiceFactory) else []
+            for log in logs:
+                text = log.read_text(errors="replace")
+                report.sections.append((f"the end of {log}", text[-LOG_SHOWN:]))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -77,3 +77,12 @@ async def test_doubt_without_reason_leaves_it_ready_and_costs_few_signatures(
             await asyncio.sleep(0.01)
     assert key.signatures == made + 1
     assert changes == [True]
+
+
+async def test_a_worker_that_drains_never_says_ready_again(probe: ReadinessProbe) -> None:
+    changes: list[str] = []
+    probe.on_change(lambda outcome: changes.append(outcome.reason))
+    probe.stop("draining")
+    await probe.probe()
+    assert changes == ["ready", "draining"]
+    assert not probe.current.is_ready

@@ -5,6 +5,7 @@ with its own login to the token, its own database pool and its own event loop.
 """
 
 from meshmint_server.app.openers import open_keyring, open_store, open_store_as_it_is
+from meshmint_server.app.parent import signalled_at_end_of_parent
 from meshmint_server.app.succession import build_upstream, open_succession, rotation_rules
 from meshmint_server.app.worker import EXIT_CONFIG, run_worker
 
@@ -17,4 +18,5 @@ __all__ = [
     "open_succession",
     "rotation_rules",
     "run_worker",
+    "signalled_at_end_of_parent",
 ]

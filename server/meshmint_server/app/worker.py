@@ -25,6 +25,7 @@ from meshmint_server import telemetry
 from meshmint_server.app.background import background, beat
 from meshmint_server.app.openers import open_signing_process, open_store
 from meshmint_server.app.own_certificate import BundleEndpoint, grpc_credentials
+from meshmint_server.app.parent import end_with_supervisor
 from meshmint_server.app.succession import build_rotator, build_succession, show_rotation
 from meshmint_server.app.upkeep import Duty, Upkeep
 from meshmint_server.audit import AuditLog, configure_logging
@@ -89,6 +90,7 @@ def run_worker(config: Config, pipe: Connection) -> None:
 
     Exits with EXIT_CONFIG where a restart cannot help.
     """
+    end_with_supervisor()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _allow_open_files()
     configure_logging(config.log.format, config.log.level)
@@ -196,6 +198,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
                     admins=admins, succession=succession, issuers=issuers, audit=audit
                 ),
             ),
+            edge.entrance,
         )
 
         await roles.refresh()

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -24,6 +24,7 @@ from meshmint_server import telemetry
 from meshmint_server.audit import AuditLog, Origin
 from meshmint_server.authn import Authenticators
 from meshmint_server.errors import MeshmintError, Unauthenticated, Violation
+from meshmint_server.grpc_api.entrance import Entrance
 from meshmint_server.issuance import Deadline
 from meshmint_server.policy import Caller
 
@@ -58,11 +59,13 @@ class Edge:
         audit: Where refused credentials are written down.
         time_limit: Seconds that a request may take where the client sets no
             deadline, or a longer one.
+        entrance: Where requests wait while the listener closes.
     """
 
     authenticators: Authenticators
     audit: AuditLog
     time_limit: float
+    entrance: Entrance = field(default_factory=Entrance)
 
 
 class HasEdge(Protocol):
@@ -120,6 +123,7 @@ def rpc(
             origin = Origin(os.urandom(16).hex(), name, context.peer())
             telemetry.IN_FLIGHT.inc()
             try:
+                await self.edge.entrance.enter()
                 return await method(self, request, _call(self.edge, context, origin))
             except BaseException as error:  # a panic in a Rust extension is no Exception
                 code = _code(error)
@@ -161,6 +165,7 @@ def streaming_rpc(
             code = "OK"
             origin = Origin(os.urandom(16).hex(), name, context.peer())
             try:
+                await self.edge.entrance.enter()
                 # Closed here and not by a garbage collector, so that what the method holds
                 # is free when the client is gone.
                 call = _call(self.edge, context, origin)

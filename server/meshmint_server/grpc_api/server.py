@@ -15,6 +15,7 @@ from meshmint.v1.certificate_service_pb2_grpc import add_CertificateServiceServi
 
 from meshmint_server.grpc_api.admin_service import AdminService
 from meshmint_server.grpc_api.certificate_service import CertificateService
+from meshmint_server.grpc_api.entrance import Entrance
 from meshmint_server.issuance import Readiness
 
 __all__ = ["GrpcListener"]
@@ -34,10 +35,19 @@ MAX_STREAMS_PER_CONNECTION = 256
 
 
 class GrpcListener:
-    """One grpc.aio server."""
+    """One grpc.aio server.
+
+    Args:
+        certificate_service: Serves workloads.
+        admin_service: Serves operators.
+        entrance: Through which the RPCs of both come in.
+    """
 
     def __init__(
-        self, certificate_service: CertificateService, admin_service: AdminService
+        self,
+        certificate_service: CertificateService,
+        admin_service: AdminService,
+        entrance: Entrance,
     ) -> None:
         self._server = grpc.aio.server(
             options=(
@@ -54,6 +64,7 @@ class GrpcListener:
         )
         add_CertificateServiceServicer_to_server(certificate_service, self._server)
         add_AdminServiceServicer_to_server(admin_service, self._server)
+        self._entrance = entrance
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -108,4 +119,9 @@ class GrpcListener:
 
     async def stop(self, grace: float) -> None:
         """Refuses new requests, and lets those in flight end within ``grace`` seconds."""
-        await self._server.stop(grace)
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + grace
+        async with self._entrance.held():
+            stopping = loop.create_task(self._server.stop(max(0.0, ends - loop.time())))
+            await asyncio.sleep(0)  # it begins: no connection takes a new request
+        await stopping

@@ -40,6 +40,7 @@ class ReadinessProbe:
         self._store = store
         self._listeners: list[Callable[[Readiness], None]] = []
         self._doubt = asyncio.Event()
+        self._has_stopped = False
         self.current = Readiness(False, "starting")
 
     def on_change(self, listener: Callable[[Readiness], None]) -> None:
@@ -77,11 +78,12 @@ class ReadinessProbe:
         return outcome
 
     def stop(self, reason: str) -> None:
-        """Says not ready from now on, as when draining."""
+        """Says not ready from now on, as when draining, whatever a probe finds."""
         self._publish(Readiness(False, reason))
+        self._has_stopped = True
 
     def _publish(self, outcome: Readiness) -> None:
-        if outcome == self.current:
+        if self._has_stopped or outcome == self.current:
             return
         self.current = outcome
         telemetry.READY.set(int(outcome.is_ready))

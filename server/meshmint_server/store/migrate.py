@@ -64,6 +64,10 @@ async def migrate(database: Database) -> None:
     """
     if database.is_sqlite:
         await database.use_write_ahead_log()
+    # A look needs no lock, and a worker that starts must not stop those that record:
+    # of SQLite's writers there is one at a time.
+    if await schema_state(database) is SchemaState.CURRENT:
+        return
 
     async def work(connection: AsyncConnection) -> None:
         # SQLite needs no lock of its own: the transaction began as a writing one.

@@ -8,7 +8,6 @@ the terminal, once there is something to read beside them.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import signal
 import subprocess
@@ -23,13 +22,13 @@ from typing import Final, TextIO
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from meshmint_server.app import signalled_at_end_of_parent
 from meshmint_server.cli.terminal import Failure, out
 
 __all__ = ["ServiceProcess"]
 
 START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 20.0
-_PR_SET_PDEATHSIG: Final = 1
 _LINES_OF_A_FAILURE: Final = 5
 
 
@@ -67,7 +66,7 @@ class ServiceProcess:
                     errors="replace",
                     start_new_session=True,
                     # No other thread is running yet that could hold a lock.
-                    preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+                    preexec_fn=_drain_with_parent,  # noqa: PLW1509
                 ),
                 file,
             )
@@ -148,6 +147,5 @@ def _tell(line: str) -> None:
     out.print("  ".join(str(entry[name]) for name in shown if entry.get(name)), markup=False)
 
 
-def _end_with_parent() -> None:
-    """Linux: has the kernel send SIGTERM to the child when this process is killed."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _drain_with_parent() -> None:
+    signalled_at_end_of_parent(signal.SIGTERM)
