@@ -28,8 +28,7 @@ class Reconciled:
     Attributes:
         held: Serial numbers of certificates that clients got.
         unrecorded: Those of them that are not on record. Never any.
-        unheard: Those on record that no client got: the answer was lost, and the retry
-            minted another one. None, once a retry gets the certificate of the first try.
+        unheard: Those on record that no client got, as when a retry mints another one.
     """
 
     held: frozenset[str]
