@@ -141,6 +141,7 @@ def test_what_is_no_request_id_is_refused_and_not_repeated(request_id: str) -> N
         secrets.token_urlsafe(96),
         "0b8a2f40-7d0c-4b1e-9a55-3a4a3c1f2e6d",
     ],
+    ids=["hexadecimal", "base64url", "longest", "UUID"],
 )
 def test_the_usual_forms_of_random_ids_are_taken(request_id: str) -> None:
     Attempt.of(caller(), replace(REQUEST, request_id=request_id))
