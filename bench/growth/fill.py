@@ -113,8 +113,8 @@ class _Rows:
         lifetime = timedelta(days=90) if is_revoked else choice.choice(_LIFETIMES)
         created_at = to_microseconds(created)
         not_after = to_microseconds((created + lifetime).replace(microsecond=0))
-        # The same length as in the pattern: 20 bytes, positive.
-        serial = bytes([0x40 | secrets.randbelow(0x40)]) + secrets.token_bytes(19)
+        # As the service makes them: the time in seconds, then 15 random bytes.
+        serial = int(created.timestamp()).to_bytes(4, "big") + secrets.token_bytes(15)
         names = [f"URI:{svid}", *([f"DNS:{name}"] if has_name else [])]
         batch[records].append(
             (
@@ -138,10 +138,10 @@ class _Rows:
 
 
 def _around_serial(certificate: bytes) -> tuple[bytes, bytes]:
-    serial = x509.load_der_x509_certificate(certificate).serial_number.to_bytes(20, "big")
-    before, found, after = certificate.partition(b"\x02\x14" + serial)
-    assert found, "the pattern's serial number does not have 20 bytes"
-    return before + b"\x02\x14", after
+    serial = x509.load_der_x509_certificate(certificate).serial_number.to_bytes(19, "big")
+    before, found, after = certificate.partition(b"\x02\x13" + serial)
+    assert found, "the pattern's serial number does not have 19 bytes"
+    return before + b"\x02\x13", after
 
 
 def _columns(table: Table) -> list[str]:

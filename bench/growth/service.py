@@ -29,7 +29,6 @@ _ROLE = "probe"
 _NAME = "probe.example.org"
 _CALLER = ("shop", "cart")
 _SVID = f"spiffe://{TRUST_DOMAIN}/ns/{_CALLER[0]}/sa/{_CALLER[1]}"
-_WHOLE_SERIAL = 40  # hexadecimal digits of 20 bytes, which most have
 _CRL_SECONDS = 60.0
 
 _DEEP = "a deep page"
@@ -179,11 +178,8 @@ def make_probe(service: Service) -> Probe:
         },
     )  # fmt: skip
     names = pb.CertificateNames(uris=[_SVID], dns_names=[_NAME])
-    serial, pem = "", ""
-    while len(serial) != _WHOLE_SERIAL:
-        issued = service.issue(pb.IssueRequest(role=_ROLE, names=names))
-        serial, pem = issued.serial_number, issued.certificate
-    record = service.get_record(serial)
+    issued = service.issue(pb.IssueRequest(role=_ROLE, names=names))
+    record = service.get_record(issued.serial_number)
     return Probe(
         trust_domain=TRUST_DOMAIN,
         issuer=record.issuer,
@@ -192,7 +188,9 @@ def make_probe(service: Service) -> Probe:
         caller=record.caller,
         spiffe_id=_SVID,
         name=_NAME,
-        certificate=x509.load_pem_x509_certificate(pem.encode()).public_bytes(Encoding.DER),
+        certificate=x509.load_pem_x509_certificate(issued.certificate.encode()).public_bytes(
+            Encoding.DER
+        ),
     )
 
 
