@@ -418,7 +418,7 @@ def test_every_worker_of_every_replica_stops_calling_a_revoked_certificate_good(
 def test_responder_certificate_is_renewed_by_itself(
     service_factory: ServiceFactory, tmp_path: Path
 ) -> None:
-    settings = {"lifetime": "1s", "responder_lifetime": "3s"}
+    settings = {"lifetime": "1s", "responder_lifetime": "12s"}
     with service_factory.start(ocsp=settings) as service:
         leaf = issue(service, service.put_role({"spiffe": "own", "key_type": "ec"}))
         seen: set[int] = set()

@@ -34,7 +34,7 @@ from support.service import (
 )
 
 WATCHERS = 4
-OWN_LIFETIME = 8
+OWN_LIFETIME = 16
 SPIFFE_ID = "spiffe://mesh.example/meshmint/server"
 
 
