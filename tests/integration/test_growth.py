@@ -26,11 +26,11 @@ SVID = "spiffe://example.org/ns/shop/sa/cart"
 
 
 def certificate() -> bytes:
-    """A certificate whose serial number has 20 bytes, as most have."""
+    """A certificate whose serial number has 19 bytes, as all have."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([])
     builder = x509.CertificateBuilder(
-        name, name, key.public_key(), (1 << 158) + secrets.randbits(150), NOON, NOON
+        name, name, key.public_key(), (1 << 150) + secrets.randbits(150), NOON, NOON
     )
     return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
 

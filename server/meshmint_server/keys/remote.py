@@ -79,6 +79,7 @@ class _Life:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     transport: asyncio.WriteTransport | None = None
     is_ready: bool = False
+    unanswered: int = 0
 
 
 class RemoteKeyRing:
@@ -101,6 +102,8 @@ class RemoteKeyRing:
             command: What to run; the number of its socket is added.
         """
         self._settings = settings
+        # A thread that signs is left alone until it has answered.
+        self._enough = settings.threads
         self._log = {"log_format": log_format, "log_level": log_level}
         self._command = command
         self._token = None if settings.pkcs11 is None else parse_token_uri(settings.pkcs11)
@@ -226,10 +229,18 @@ class RemoteKeyRing:
         self._outbox.append(job)
 
     def _flush(self) -> None:
-        """Sends what this turn of the loop wants signed; else once a process is ready."""
-        if self._life is not None and self._life.is_ready and self._outbox:
+        """Sends what is wanted, unless the process has enough to do until it answers.
+
+        So a message carries the more the more is asked for, and whoever is alone waits for
+        nobody: each job that was sent is answered, and what is held goes with that answer.
+        """
+        life = self._life
+        if life is None or not life.is_ready or not self._outbox:
+            return
+        if life.unanswered < self._enough:
             jobs, self._outbox = self._outbox, []
-            self._send(self._life, wire.pack_jobs(jobs))
+            life.unanswered += len(jobs)
+            self._send(life, wire.pack_jobs(jobs))
 
     def _send(self, life: _Life, frame: bytes) -> None:
         if life.transport is not None:
@@ -258,14 +269,17 @@ class RemoteKeyRing:
         try:
             for kind, body in life.frames.feed(data):
                 if kind == Kind.SIGNED:
-                    for answer in wire.unpack_answers(body):
+                    answers = wire.unpack_answers(body)
+                    life.unanswered -= len(answers)
+                    for answer in answers:
                         self._settle(answer)
                 elif kind == Kind.ANSWER:
                     self._tell(wire.unpack_json(body))
         except (ValueError, struct.error, KeyError, TypeError) as error:
             _log.error("the signing process talks nonsense (%s); it is replaced", error)
             life.process.kill()
-        self._owes_since = monotonic() if self._signing or self._asking else None
+        self._owes_since = monotonic() if life.unanswered or self._asking else None
+        self._flush()
 
     def lost(self, life: _Life) -> None:
         """A signing process closed its end, as when it dies."""
