@@ -12,6 +12,7 @@ import ipaddress
 import itertools
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -53,9 +54,16 @@ LOG_SHOWN = 20_000  # characters at the end of a log
 
 
 def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
+    """A TCP port of the loopback address that nobody uses now.
+
+    Below those that the system gives to outgoing connections, which would take it before
+    a server that is about to start does.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def make_root(name: str = "Test Root") -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
