@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from typing import Any, TypeVar
 
 from meshmint.v1 import certificate_service_pb2 as pb
 from meshmint.v1.certificate_service_pb2_grpc import CertificateServiceServicer
@@ -11,11 +12,14 @@ from meshmint.v1.certificate_service_pb2_grpc import CertificateServiceServicer
 from meshmint_server.authority import IssuerBook, TrustBundleFeed
 from meshmint_server.grpc_api import translate
 from meshmint_server.grpc_api.edge import Call, Edge, rpc, streaming_rpc
-from meshmint_server.grpc_api.item_stream import Draining, ItemCall, ItemStream
+from meshmint_server.grpc_api.item_stream import Answer, Draining, ItemCall, ItemStream
 from meshmint_server.issuance import Issued, Mint, Revoker
 from meshmint_server.spiffe import TrustDomain
 
 __all__ = ["CertificateService"]
+
+
+_Items = TypeVar("_Items", pb.IssueStreamResponse, pb.SignStreamResponse)
 
 
 class CertificateService(CertificateServiceServicer):
@@ -63,10 +67,7 @@ class CertificateService(CertificateServiceServicer):
         stream = ItemStream(call, messages, self._issue, self.draining)
         async with aclosing(stream.answers()) as answers:
             async for some in answers:
-                response = pb.IssueStreamResponse()
-                for answer in some:
-                    response.items.add(id=answer.id, response=answer.response, error=answer.error)
-                yield response
+                yield _fill_items(pb.IssueStreamResponse(), some)
 
     @streaming_rpc("CertificateService/SignStream")
     async def SignStream(  # noqa: N802
@@ -76,10 +77,7 @@ class CertificateService(CertificateServiceServicer):
         stream = ItemStream(call, messages, self._sign, self.draining)
         async with aclosing(stream.answers()) as answers:
             async for some in answers:
-                response = pb.SignStreamResponse()
-                for answer in some:
-                    response.items.add(id=answer.id, response=answer.response, error=answer.error)
-                yield response
+                yield _fill_items(pb.SignStreamResponse(), some)
 
     async def _issue(self, request: pb.IssueRequest, call: ItemCall) -> pb.IssueResponse:
         issued = await self._mint.issue(
@@ -145,6 +143,12 @@ class CertificateService(CertificateServiceServicer):
             caller, lambda: translate.revocation_request(request), call.origin
         )
         return translate.revoke_response(revoked)
+
+
+def _fill_items(message: _Items, answers: list[Answer[Any]]) -> _Items:
+    for answer in answers:
+        message.items.add(id=answer.id, response=answer.response, error=answer.error)
+    return message
 
 
 def _fill(response: pb.IssueResponse | pb.SignResponse, issued: Issued) -> None:

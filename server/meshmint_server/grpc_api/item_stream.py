@@ -24,7 +24,7 @@ from meshmint_server.grpc_api.edge import Call, status_of, status_of_bug
 from meshmint_server.issuance import Deadline
 from meshmint_server.policy import Caller
 
-__all__ = ["Draining", "ItemCall", "ItemStream"]
+__all__ = ["Answer", "Draining", "ItemCall", "ItemStream"]
 
 MOST_IN_HAND = 256
 _LONGEST_ID_BYTES = 128
@@ -93,7 +93,6 @@ class ItemStream(Generic[Request, Response]):
         self._ready: list[Answer[Response]] = []
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
-        self._is_read = False
 
     async def answers(self) -> AsyncGenerator[list[Answer[Response]], None]:
         """Answers, as many together as are ready, until all items have theirs.
