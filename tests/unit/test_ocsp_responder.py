@@ -54,6 +54,9 @@ class CountedStore:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.lookups = 0
+        self.looks = 0
+        self.look_gate = asyncio.Event()
+        self.look_gate.set()
         self.is_away = False
         self.gate = asyncio.Event()
         self.gate.set()
@@ -75,8 +78,11 @@ class CountedStore:
         return found
 
     async def latest_revocation(self) -> int:
+        self.looks += 1
         self._check()
-        return await self.store.latest_revocation()
+        found = await self.store.latest_revocation()
+        await self.look_gate.wait()
+        return found
 
     async def revocations_after(self, sequence: int, limit: int) -> object:
         self._check()
@@ -99,13 +105,11 @@ class World:
         await self.store.store.record(row)
         return int(row.serial_number, 16)
 
-    async def revoke(self, serial: int, *, tell: bool = True) -> None:
+    async def revoke(self, serial: int) -> None:
         now = self.clock.now
         await self.store.store.revoke(
             RevocationRow(f"{serial:x}", self.issuer.name, 0, 1, now, now + HOUR, "", "", "0" * 32)
         )
-        if tell:
-            await self.responder.feed.refresh()
 
     async def ask(self, serial: int, nonce: bytes | None = None) -> Answer:
         return await self.responder.answer(
@@ -171,6 +175,38 @@ async def test_revocation_drops_what_is_cached_and_comes_out_at_once(world: Worl
     await world.revoke(serial)
     assert (await world.ask(serial)).outcome == "revoked"
     assert await world.ask(other) is kept
+
+
+async def test_a_look_for_revocations_that_began_before_one_is_not_believed(world: World) -> None:
+    serial = await world.issue()
+    assert (await world.ask(serial)).outcome == "good"
+    looks = world.store.looks
+    world.store.look_gate.clear()
+    early = asyncio.create_task(world.ask(serial))
+    while world.store.looks == looks:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)  # so it has read, and waits behind the gate
+    await world.revoke(serial)
+    late = [asyncio.create_task(world.ask(serial)) for _ in range(10)]
+    await asyncio.sleep(0.01)
+    world.store.look_gate.set()
+    assert (await early).outcome == "good"
+    assert {(await one).outcome for one in late} == {"revoked"}
+    assert world.store.looks == looks + 2
+
+
+async def test_nobody_waits_a_second_time_for_a_store_that_hangs(world: World) -> None:
+    serial = await world.issue()
+    assert (await world.ask(serial)).outcome == "good"
+    world.store.look_gate.clear()
+    assert (await world.ask(serial)).outcome == "good"
+    looks = world.store.looks
+    assert (await world.ask(serial)).outcome == "good"
+    assert world.store.looks == looks
+    world.store.look_gate.set()
+    await world.responder.feed.refresh()
+    await world.revoke(serial)
+    assert (await world.ask(serial)).outcome == "revoked"
 
 
 async def test_revocation_during_a_look_up_leaves_nothing_good_behind(world: World) -> None:

@@ -16,6 +16,8 @@ __all__ = ["RevocationFeed"]
 log = structlog.get_logger(__name__)
 
 _PART = 1000
+# A database that is well takes milliseconds. Whoever asks waits no longer for it.
+_CATCH_UP_SECONDS = 1.0
 
 
 class RevocationFeed:
@@ -45,6 +47,9 @@ class RevocationFeed:
         self._monotonic = monotonic
         self._position = -1
         self._read_at = 0.0
+        self._is_answered = True
+        self._look: asyncio.Task[None] | None = None
+        self._next_look: asyncio.Task[None] | None = None
 
     @property
     def position(self) -> int:
@@ -56,12 +61,38 @@ class RevocationFeed:
         """Whether every revocation was told, but for those of the last moments."""
         return self._position >= 0 and self._monotonic() - self._read_at < self._patience
 
+    async def catch_up(self) -> None:
+        """Tells what was committed before this call, if the database answers soon.
+
+        If it does not, nobody waits for it again before it has answered `follow`.
+        """
+        if not self._is_answered:
+            return
+        try:
+            async with asyncio.timeout(_CATCH_UP_SECONDS):
+                await self.refresh()
+        except (StoreUnavailable, TimeoutError):
+            self._is_answered = False
+
     async def refresh(self) -> None:
-        """Tells what has come.
+        """Tells what was committed before this call. Those who call at a time share a look.
 
         Raises:
             StoreUnavailable: The database does not answer.
         """
+        # The look that is under way may have begun before what this caller has to hear of.
+        if self._next_look is None:
+            self._next_look = asyncio.create_task(self._look_after(self._look))
+            self._next_look.add_done_callback(_mark_as_seen)
+        await asyncio.shield(self._next_look)
+
+    async def _look_after(self, other: asyncio.Task[None] | None) -> None:
+        if other is not None:
+            await asyncio.wait((other,))
+        self._look, self._next_look = self._next_look, None
+        await self._read()
+
+    async def _read(self) -> None:
         started = self._monotonic()
         latest = await self._store.latest_revocation()
         if latest < self._position:
@@ -75,6 +106,7 @@ class RevocationFeed:
                 self._on_revoked(int(row.serial_number, 16))
             self._position = rows[-1].sequence if rows else latest
         self._read_at = started
+        self._is_answered = True
 
     async def follow(self, interval: float) -> None:
         """Refreshes for ever, every `interval` seconds."""
@@ -89,3 +121,8 @@ class RevocationFeed:
                         reason=error.reason,
                     )
             await asyncio.sleep(interval)
+
+
+def _mark_as_seen(look: asyncio.Task[None]) -> None:
+    if not look.cancelled():
+        look.exception()  # for when everybody who waited has gone

@@ -1,8 +1,8 @@
 """The responder: requests in, answers out, each from the cache if it can be.
 
-What is cached is right, not just fresh: every worker drops what it knows of a
-certificate as soon as it learns of its revocation, and calls nothing good when it
-cannot learn of revocations.
+What is cached is right, not just fresh: before a worker calls a certificate good once
+more it asks the store for new revocations, one question for all who ask at a time, and
+calls nothing good when it cannot learn of them.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class OcspResponder:
         if issuer is None or now >= issuer.not_after:
             # RFC 5019 section 2.2.3: not for us to say.
             return UNAUTHORIZED
-        standing = self._cache.get(request.serial_number, now, is_current=self.feed.is_current)
+        standing = await self._known(request.serial_number, now)
         if standing is not None and (answer := _made_before(request, standing, now)):
             telemetry.OCSP_CACHE_HITS.inc()
             return answer
@@ -125,6 +125,14 @@ class OcspResponder:
         if standing is None or standing.issuer != issuer.name:
             return self._make_unknown(request, delegate, now)
         return _made_before(request, standing, now) or self._make(request, standing, delegate, now)
+
+    async def _known(self, serial_number: int, now: datetime) -> Standing | None:
+        """What the cache has of the certificate. What was good a moment ago is asked again."""
+        standing = self._cache.get(serial_number, now, is_current=self.feed.is_current)
+        if standing is None or standing.revocation is not None:
+            return standing
+        await self.feed.catch_up()
+        return self._cache.get(serial_number, now, is_current=self.feed.is_current)
 
     def _issuer_named(self, name: IssuerId) -> Issuer | None:
         if self._revision != self._issuers.revision:
