@@ -54,8 +54,8 @@ class GrownService:
         crls: int,
         progress: Callable[[int], None],
     ) -> None:
-        # Nothing of what is filled in may be tidied away meanwhile.
-        self._service = Service(directory, store=url, workers=1, tidy={"enabled": False})
+        # Nothing of what is filled in may be tidied away meanwhile; CRLs as often as by default.
+        self._service = Service(directory, store=url, workers=1, tidy={"enabled": False}, crl={})
         self._url = url
         self._size = size
         self._times: dict[str, list[float]] = defaultdict(list)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from cryptography import x509
-from meshmint_server.authority import CrlBook, CrlPublisher, CrlTimes, Issuer, crl_publisher
+from meshmint_server.authority import CrlBook, CrlPublisher, CrlTimes, Issuer, crl_listing
 from meshmint_server.errors import KeyUnavailable, StoreUnavailable
 from meshmint_server.keys import KeyAttributes, SignatureAlgorithm
 from meshmint_server.store import CrlKind, CrlRow, IssuerState, Store
@@ -59,10 +61,15 @@ class Scene:
         self.store = store
         self.issuers = Issuers(*issuers)
         self.now = NOON
+        self._times = times
+        self.change_leader()
+
+    def change_leader(self) -> None:
+        """Goes on with a publisher that has made no CRL yet."""
         self.publisher = CrlPublisher(
             self.issuers,  # type: ignore[arg-type]  # all that it looks at
-            store,
-            times,
+            self.store,
+            self._times,
             url=URL,
             clock=lambda: self.now,
         )
@@ -381,12 +388,63 @@ async def test_worker_hands_out_the_newest_and_never_an_older_one(store: Store) 
 async def test_entries_are_read_in_parts_and_none_is_lost(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crl_publisher, "_PART", 10)
+    monkeypatch.setattr(crl_listing, "_ROWS", 10)
     issuer = make_issuer()
     scene = Scene(store, issuer)
     made = {await revoke(store, issuer) for _ in range(30)}
     await scene.run()
     assert serials_of((await scene.crl()).document) == made
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_next_crl_lists_the_same_whether_the_last_one_was_made_here_or_not(
+    store: Store, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(crl_listing, "_ROWS", 4)
+    chance = random.Random(seed)  # noqa: S311  the same revocations every time
+    issuer = make_issuer()
+    scene = Scene(store, issuer)
+    expiries: dict[int, datetime] = {}
+    listed_before: set[int] = set()
+    last = scene.now
+    for _ in range(25):
+        if chance.random() < 0.15:
+            scene.change_leader()
+        new = set()
+        for _ in range(chance.randint(0, 9)):
+            not_after = scene.now + chance.randint(-4, 60) * HOUR
+            serial = await revoke(store, issuer, not_after=not_after)
+            new.add(serial)
+            expiries[serial] = not_after
+        await scene.run(TIMES.interval)
+        staying = {serial for serial in listed_before if expiries[serial] >= last}
+        crl = await scene.crl()
+        assert serials_of(crl.document) == staying | new
+        assert crl.entries == len(staying | new)
+        listed_before, last = staying | new, crl.this_update
+
+
+async def test_what_stays_listed_is_not_read_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crl_listing, "_ROWS", 10)
+    issuer = make_issuer()
+    scene = Scene(store, issuer)
+    made = {await revoke(store, issuer, not_after=NOON + 100 * HOUR) for _ in range(60)}
+    await scene.run()
+    looked: list[int] = []
+    list_shard = store.list_shard
+
+    async def counted(*shard: Any, **which: Any) -> Any:
+        revoked, end = await list_shard(*shard, **which)
+        looked.append(len(revoked))
+        return revoked, end
+
+    monkeypatch.setattr(store, "list_shard", counted)
+    late = await revoke(store, issuer, not_after=NOON + 100 * HOUR)
+    await scene.run(TIMES.interval)
+    assert serials_of((await scene.crl()).document) == made | {late}
+    assert looked == [1]
 
 
 async def test_worker_goes_on_with_what_it_has_while_the_store_is_away(

@@ -8,8 +8,7 @@ and only once its signature was verified.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -17,7 +16,7 @@ import structlog
 
 from meshmint_server import telemetry
 from meshmint_server.authority.crl import CrlFrame, build_crl
-from meshmint_server.authority.crl_entries import encode_entries
+from meshmint_server.authority.crl_listing import Listing, Part, read_parts
 from meshmint_server.authority.crl_schedule import CrlTimes, due
 from meshmint_server.authority.issuers import Issuer, IssuerBook
 from meshmint_server.errors import KeyUnavailable, Overloaded
@@ -28,23 +27,7 @@ __all__ = ["CrlPublisher"]
 
 log = structlog.get_logger(__name__)
 
-_EVER: Final = datetime.fromtimestamp(0, UTC)
 _MILLISECOND: Final = 1000
-# Rows that are read at a time: some milliseconds of the event loop.
-_PART: Final = 500
-
-
-@dataclass(slots=True)
-class _Entries:
-    """What a CRL lists, in DER. In parts: a list of each would take long to go through."""
-
-    parts: list[bytes] = field(default_factory=list)
-    count: int = 0
-
-    def __iadd__(self, other: _Entries) -> _Entries:
-        self.parts += other.parts
-        self.count += other.count
-        return self
 
 
 class CrlPublisher:
@@ -75,6 +58,7 @@ class CrlPublisher:
         self._complaints: dict[str, str] = {}
         # By shard, the sequence up to which nothing was revoked that its CRLs lack.
         self._complete: dict[tuple[str, int], int] = {}
+        self._listed: dict[tuple[str, int], Listing] = {}
 
     async def run(self) -> None:
         """Makes and publishes what is due. A key that does not sign stops its issuer alone.
@@ -115,6 +99,8 @@ class CrlPublisher:
         row = await self._store.get_issuer(name)
         if row is None or not row.state.is_published:
             await self._store.delete_crls(name)
+            for shard in [shard for shard in self._listed if shard[0] == name]:
+                del self._listed[shard]
             log.info("deleted the CRLs of an issuer that is gone", issuer=name)
 
     async def _keep(
@@ -160,8 +146,19 @@ class CrlPublisher:
             url=issuer.crl_url or self._url,
             has_delta=self._times.delta_lifetime is not None,
         )
-        entries = await self._entries_of_full(issuer, shard, full, now, through)
-        return await self._publish(issuer, shard, frame, entries, through=through, after=after)
+        listing = await Listing.next(
+            frame.number,
+            full,
+            self._listed.get((issuer.name, shard)),
+            store=self._store,
+            shard=(issuer.name, shard),
+            through=through,
+            now=now,
+        )
+        row = await self._publish(issuer, shard, frame, listing.parts, through=through, after=after)
+        if row is not None:
+            self._listed[issuer.name, shard] = listing
+        return row
 
     async def _publish_delta(
         self, issuer: Issuer, shard: int, full: CrlRow, delta: CrlRow | None, lifetime: timedelta
@@ -178,15 +175,17 @@ class CrlPublisher:
             url=issuer.crl_url or self._url,
             has_delta=True,
         )
-        entries = await self._read(issuer, shard, full.through, through, _EVER)
-        await self._publish(issuer, shard, frame, entries, through=through, after=after)
+        parts = read_parts(self._store, (issuer.name, shard), full.through, through)
+        await self._publish(
+            issuer, shard, frame, [part async for part in parts], through=through, after=after
+        )
 
     async def _publish(
         self,
         issuer: Issuer,
         shard: int,
         frame: CrlFrame,
-        entries: _Entries,
+        parts: Sequence[Part],
         *,
         through: int,
         after: int,
@@ -207,8 +206,8 @@ class CrlPublisher:
             this_update=frame.this_update,
             next_update=frame.next_update,
             through=through,
-            entries=entries.count,
-            document=await _sign(issuer, shard, frame, entries),
+            entries=sum(part.size for part in parts),
+            document=await _sign(issuer, shard, frame, [part.der for part in parts]),
         )
         is_ours = await self._store.put_crl(row, after=after)
         telemetry.CRLS_MADE.labels("published" if is_ours else "outrun").inc()
@@ -227,46 +226,11 @@ class CrlPublisher:
         """The present as a CRL can say it: to the second."""
         return self._clock().replace(microsecond=0)
 
-    async def _entries_of_full(
-        self, issuer: Issuer, shard: int, before: CrlRow | None, now: datetime, through: int
-    ) -> _Entries:
-        """What is revoked and has not expired, and what no full CRL since its expiry has listed.
 
-        RFC 5280 section 3.3: an entry leaves once it was on one full CRL that was made
-        after the certificate had expired. If the clock was set back, so are those limits.
-        """
-        if before is None:
-            return await self._read(issuer, shard, 0, through, _EVER)
-        known = await self._read(
-            issuer, shard, 0, min(before.through, through), min(before.this_update, now)
-        )
-        known += await self._read(issuer, shard, before.through, through, _EVER)
-        return known
-
-    async def _read(
-        self, issuer: Issuer, shard: int, after: int, through: int, expires_from: datetime
-    ) -> _Entries:
-        """Reads entries in parts, so that neither the store nor the event loop is held up."""
-        entries = _Entries()
-        start: int | None = after
-        while start is not None:
-            revoked, start = await self._store.list_shard(
-                issuer.name,
-                shard,
-                after=start,
-                through=through,
-                expires_from=expires_from,
-                limit=_PART,
-            )
-            part = await asyncio.to_thread(encode_entries, revoked)
-            entries += _Entries([part], len(revoked))
-        return entries
-
-
-async def _sign(issuer: Issuer, shard: int, frame: CrlFrame, entries: _Entries) -> bytes:
+async def _sign(issuer: Issuer, shard: int, frame: CrlFrame, entries: Sequence[bytes]) -> bytes:
     """The CRL, DER, whose signature was verified."""
     algorithm = default_algorithm(issuer.key.public_key)
-    unsigned = await asyncio.to_thread(build_crl, issuer, shard, frame, entries.parts, algorithm)
+    unsigned = await asyncio.to_thread(build_crl, issuer, shard, frame, entries, algorithm)
     signature = await issuer.key.sign(unsigned.data, algorithm)
     public_key = issuer.key.public_key
     if not await asyncio.to_thread(algorithm.is_valid, public_key, signature, unsigned.data):

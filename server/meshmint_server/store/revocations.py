@@ -37,6 +37,7 @@ _SEEN = (
     revocations.c.serial_number,
     revocations.c.revoked_at,
     revocations.c.reason,
+    revocations.c.not_after,
 )
 _WRITTEN = tuple(column.name for column in revocations.c if column.name != "sequence")
 # One statement, for what is almost always the first revocation of a certificate.
@@ -123,14 +124,14 @@ async def fetch_shard(
         The revocations, and the `after` of the next part; None behind the last.
     """
     statement = (
-        select(*_SEEN, revocations.c.not_after)
+        select(*_SEEN)
         .where(_is_of(shard))
         .where(revocations.c.sequence > after, revocations.c.sequence <= through)
         .order_by(revocations.c.sequence)
         .limit(limit)
     )
     rows = (await connection.execute(statement)).all()
-    listed = tuple(_seen(row) for row in rows if row.not_after >= expires_from)
+    listed = tuple(one for one in map(_seen, rows) if one.not_after >= expires_from)
     return listed, rows[-1].sequence if len(rows) == limit else None
 
 
@@ -217,13 +218,7 @@ def _revocation(row: Row[Any]) -> RevocationRow:
 
 
 def _seen(row: Any) -> RevokedSerial:
-    return RevokedSerial(
-        sequence=row.sequence,
-        issuer=row.issuer,
-        serial_number=row.serial_number,
-        revoked_at=row.revoked_at,
-        reason=row.reason,
-    )
+    return RevokedSerial(*row)
 
 
 def _crl(row: Row[Any], document: bytes) -> CrlRow:

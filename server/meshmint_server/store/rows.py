@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 __all__ = [
     "CrlKind",
@@ -180,8 +180,7 @@ class RevocationRow:
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class RevokedSerial:
+class RevokedSerial(NamedTuple):
     """What a CRL or an OCSP response says of a revoked certificate.
 
     Attributes:
@@ -193,6 +192,7 @@ class RevokedSerial:
     serial_number: str
     revoked_at: datetime
     reason: int
+    not_after: datetime
 
 
 class CrlKind(StrEnum):
