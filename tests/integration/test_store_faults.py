@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import asyncpg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -18,9 +19,8 @@ from meshmint_server.store import RecordFilter, RoleRow, Store, TimeLimits
 from meshmint_server.store.database import Database, RowRefused
 from meshmint_server.store.schema import metadata
 from meshmint_server.store.sqlite_writer import SqliteWriter
-from meshmint_server.store.url import SqliteUrl, parse_store_url
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from meshmint_server.store.url import PostgresUrl, SqliteUrl, parse_store_url
+from sqlalchemy import Connection, text
 from support.cutting_server import CuttingServer, Loses
 from support.postgres import PORT, PostgresServer
 from support.rows import record_row
@@ -191,17 +191,17 @@ async def test_a_transaction_that_cannot_be_committed_leaves_nothing_to_the_next
     # SQLite keeps a transaction open whose commit was refused, and the pool has one connection.
     database = Database(parse_store_url(f"sqlite:///{tmp_path}/a.db"), TimeLimits(), pool_size=1)
 
-    async def prepare(connection: AsyncConnection) -> None:
-        await connection.exec_driver_sql("CREATE TABLE above (id INTEGER PRIMARY KEY)")
-        await connection.exec_driver_sql(
+    def prepare(connection: Connection) -> None:
+        connection.exec_driver_sql("CREATE TABLE above (id INTEGER PRIMARY KEY)")
+        connection.exec_driver_sql(
             "CREATE TABLE below (id INTEGER REFERENCES above DEFERRABLE INITIALLY DEFERRED)"
         )
 
-    async def refused(connection: AsyncConnection) -> None:
-        await connection.exec_driver_sql("INSERT INTO below VALUES (1)")
+    def refused(connection: Connection) -> None:
+        connection.exec_driver_sql("INSERT INTO below VALUES (1)")
 
-    async def count(connection: AsyncConnection) -> object:
-        return (await connection.exec_driver_sql("SELECT count(*) FROM below")).scalar_one()
+    def count(connection: Connection) -> object:
+        return connection.exec_driver_sql("SELECT count(*) FROM below").scalar_one()
 
     await database.run(prepare, writes=True)
     for _ in range(2):
@@ -216,7 +216,7 @@ async def test_a_writer_that_was_cancelled_while_it_waits_takes_no_lock_later(tm
     database = Database(parse_store_url(f"sqlite:///{path}"), TimeLimits(), pool_size=1)
     holder = sqlite3.connect(path, isolation_level=None, timeout=0)
 
-    async def nothing(_: AsyncConnection) -> None:
+    def nothing(_: Connection) -> None:
         return
 
     for _ in range(5):
@@ -237,35 +237,30 @@ async def test_a_writer_that_was_cancelled_while_it_waits_takes_no_lock_later(tm
 
 async def test_a_lock_in_postgresql_is_not_waited_for_for_ever(postgres_url: str):
     store = Store.open(postgres_url, limits=TimeLimits(lock=0.2))
-    other = Store.open(postgres_url)
     await store.migrate()
-    held, done = asyncio.Event(), asyncio.Event()
-
-    async def hold(connection: AsyncConnection) -> None:
-        await connection.execute(text("LOCK TABLE records IN ACCESS EXCLUSIVE MODE"))
-        held.set()
-        await done.wait()
-
-    holding = asyncio.create_task(other.database.run(hold))
-    await held.wait()
-    with pytest.raises(StoreUnavailable):
-        await store.record(record_row())
-    done.set()
-    await holding
+    url = parse_store_url(postgres_url)
+    assert isinstance(url, PostgresUrl)
+    other = await asyncpg.connect(url.dsn)
+    try:
+        async with other.transaction():
+            await other.execute("LOCK TABLE records IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(StoreUnavailable):
+                await store.record(record_row())
+    finally:
+        await other.close()
     await store.record(record_row())
     await store.close()
-    await other.close()
 
 
 async def test_a_statement_has_a_time_limit(store_url: str):
     store = Store.open(store_url, limits=TimeLimits(statement=0.2))
 
-    async def count(connection: AsyncConnection) -> None:
+    def count(connection: Connection) -> None:
         endless = (
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000000) "
             "SELECT count(*) FROM n"
         )
-        await connection.execute(text(endless))
+        connection.execute(text(endless))
 
     with pytest.raises(StoreUnavailable):
         await store.database.run(count)
@@ -297,9 +292,9 @@ async def test_a_batch_has_a_time_limit_and_holds_nobody_up_afterwards(store_url
     *slow_down, speed_up = SLOW[store_url.partition(":")[0]]
 
     async def execute(*statements: str) -> None:
-        async def work(connection: AsyncConnection) -> None:
+        def work(connection: Connection) -> None:
             for statement in statements:
-                await connection.exec_driver_sql(statement)
+                connection.exec_driver_sql(statement)
 
         await other.database.run(work, writes=True)
 
@@ -419,8 +414,8 @@ async def test_a_schema_of_a_later_release_is_left_alone(store_url: str):
     store = Store.open(store_url)
     await store.migrate()
 
-    async def pretend(connection: AsyncConnection) -> None:
-        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    def pretend(connection: Connection) -> None:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
 
     await store.database.run(pretend, writes=True)
     await store.migrate()
@@ -432,10 +427,8 @@ async def test_the_migrations_build_what_the_schema_says(store_url: str):
     store = Store.open(store_url)
     await store.migrate()
 
-    async def compare(connection: AsyncConnection) -> list[object]:
-        return await connection.run_sync(
-            lambda sync: compare_metadata(MigrationContext.configure(sync), metadata)
-        )
+    def compare(connection: Connection) -> list[object]:
+        return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
     assert await store.database.run(compare) == []
     await store.close()
@@ -445,9 +438,9 @@ async def test_sqlite_is_durable_by_its_settings(tmp_path: Path):
     store = Store.open(f"sqlite:///{tmp_path}/store.db")
     await store.migrate()
 
-    async def settings(connection: AsyncConnection) -> list[object]:
+    def settings(connection: Connection) -> list[object]:
         names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
-        return [(await connection.exec_driver_sql(f"PRAGMA {name}")).scalar() for name in names]
+        return [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
 
     assert await store.database.run(settings) == ["wal", 2, 1, 5000]
     await store.close()

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from meshmint_server.errors import StoreUnavailable
 from meshmint_server.store import RoleRow, SchemaState, Store
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, text
 
 
 @pytest.fixture
@@ -23,8 +22,8 @@ async def store(store_url: str) -> AsyncIterator[Store]:
 
 
 async def set_schema(store: Store, revision: str) -> None:
-    async def work(connection: AsyncConnection) -> None:
-        await connection.execute(
+    def work(connection: Connection) -> None:
+        connection.execute(
             text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision}
         )
 
@@ -54,8 +53,8 @@ async def test_a_commit_that_proves_writing_leaves_nothing_behind(store: Store) 
         await store.prove_writing()
     await store.migrate()
 
-    async def count(connection: AsyncConnection) -> object:
-        return (await connection.execute(text("SELECT count(*) FROM duties"))).scalar_one()
+    def count(connection: Connection) -> object:
+        return connection.execute(text("SELECT count(*) FROM duties")).scalar_one()
 
     before = await store.database.run(count)
     await store.prove_writing()

@@ -13,7 +13,7 @@ import pytest
 from meshmint_server.errors import StoreUnavailable
 from meshmint_server.store import KeptReply, RecordFilter, RecordRow, ReplyRow, Store
 from meshmint_server.store.replies import reply_by_tag
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 from support.cutting_server import CuttingServer, Loses
 from support.plans import plan_of
 from support.postgres import PORT, PostgresServer
@@ -56,8 +56,8 @@ async def nameless(store: Store) -> int:
         "SELECT count(*) FROM record_names WHERE sequence NOT IN (SELECT sequence FROM records)"
     )
 
-    async def count(connection: AsyncConnection) -> int:
-        return int((await connection.exec_driver_sql(orphans)).scalar_one())
+    def count(connection: Connection) -> int:
+        return int(connection.exec_driver_sql(orphans).scalar_one())
 
     return await store.database.run(count)
 
@@ -195,14 +195,14 @@ async def test_two_replicas_with_the_same_tags_do_not_wait_in_a_circle(postgres_
     stores = [Store.open(postgres_url) for _ in range(2)]
     await stores[0].migrate()
 
-    async def slow_down(connection: AsyncConnection) -> None:
+    def slow_down(connection: Connection) -> None:
         # Each has the first of its tags while the other goes for it.
         for statement in (
             "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
             "$$ BEGIN PERFORM pg_sleep(0.1); RETURN NEW; END $$",
             "CREATE TRIGGER slow BEFORE INSERT ON replies FOR EACH ROW EXECUTE FUNCTION slow()",
         ):
-            await connection.exec_driver_sql(statement)
+            connection.exec_driver_sql(statement)
 
     await stores[0].database.run(slow_down, writes=True)
     tags = [secrets.token_bytes(32) for _ in range(5)]

@@ -70,11 +70,11 @@ async def test_a_revocation_is_one_row_and_a_repetition_none(store_url: str) -> 
         record, first = record_row(), revocation_row()
         await store.record(record)
         await store.revoke(first)
-        before = await store.database.run(lambda c: c.run_sync(dump))
+        before = await store.database.run(dump)
         row = revocation_row(serial_number=record.serial_number)
         for _ in range(2):
             assert await store.revoke(row) == row
-            after = await store.database.run(lambda c: c.run_sync(dump))
+            after = await store.database.run(dump)
             assert len(after["revocations"]) == 2
             # No CRL, no record, and no revision that would have a worker read anything anew.
             assert after | {"revocations": before["revocations"]} == before

@@ -14,8 +14,7 @@ from meshmint_server.issuance import Naming
 from meshmint_server.store import IssuerState, RecordFilter, RecordRow, RoleRow, Store
 from meshmint_server.store import migrate as migration
 from meshmint_server.store.schema import metadata, record_names, to_microseconds
-from sqlalchemy import func, select, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, func, select, text
 from support.leaves import to_der
 from support.pki import make_root, subject
 from support.rows import NOON, record_row
@@ -39,22 +38,19 @@ async def fill(store: Store, rows: list[RecordRow]) -> None:
     if database.is_sqlite:
         await database.use_write_ahead_log()
 
-    async def first_schema(connection: AsyncConnection) -> None:
-        def upgrade(sync: object) -> None:
-            config = migration._alembic()
-            config.attributes["connection"] = sync
-            command.upgrade(config, "0001")
-
-        await connection.run_sync(upgrade)
-        await connection.execute(RECORD, [as_first(row) for row in rows])
-        await connection.execute(
+    def first_schema(connection: Connection) -> None:
+        config = migration._alembic()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(RECORD, [as_first(row) for row in rows])
+        connection.execute(
             text("INSERT INTO roles (name, document) VALUES ('web', '{}')"),
         )
         for name, state, certificate in (
             ("one", "active", b"0"), ("two", "pending", None), ("zero", "retired", b"0"),
         ):  # fmt: skip
             values = {"name": name, "state": state, "key": b"k", "certificate": certificate}
-            await connection.execute(ISSUER, values | {"created_at": to_microseconds(NOON)})
+            connection.execute(ISSUER, values | {"created_at": to_microseconds(NOON)})
 
     await database.run_migration(first_schema)
 
@@ -96,10 +92,8 @@ async def test_a_filled_database_of_the_first_schema_is_brought_up_to_date(store
     await fill(store, rows)
     await store.migrate()
 
-    async def compare(connection: AsyncConnection) -> list[object]:
-        return await connection.run_sync(
-            lambda sync: compare_metadata(MigrationContext.configure(sync), metadata)
-        )
+    def compare(connection: Connection) -> list[object]:
+        return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
     assert await store.database.run(compare) == []
     assert [await store.get_record(row.serial_number) for row in rows[::100]] == rows[::100]

@@ -73,10 +73,9 @@ async def left(store: Store, *rows: RecordRow) -> list[bool]:
 async def count_names(store: Store) -> int:
     statement = select(func.count()).select_from(record_names)
 
-    async def work(connection):  # type: ignore[no-untyped-def]
-        return (await connection.execute(statement)).scalar_one()
-
-    return int(await store.database.run(work))
+    return int(
+        await store.database.run(lambda connection: connection.execute(statement).scalar_one())
+    )
 
 
 async def test_what_expired_long_ago_goes_with_its_names_and_the_rest_stays(store: Store) -> None:

@@ -6,8 +6,7 @@ import re
 from typing import Any
 
 from meshmint_server.store import Store
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, text
 from sqlalchemy.sql import Executable
 
 __all__ = ["plan_of"]
@@ -25,16 +24,16 @@ _UNSERVED = re.compile(
 async def plan_of(store: Store, statement: Executable) -> str:
     """The plan, after a check that it reads nothing but indexes, in their own order."""
 
-    async def explain(connection: AsyncConnection) -> str:
+    def explain(connection: Connection) -> str:
         is_sqlite = connection.dialect.name == "sqlite"
         if not is_sqlite:
             for setting in _USE_INDEXES:
-                await connection.execute(text(f"SET LOCAL {setting} = off"))
+                connection.execute(text(f"SET LOCAL {setting} = off"))
         compiled: Any = statement.compile(  # type: ignore[attr-defined]
             dialect=connection.dialect, compile_kwargs={"literal_binds": True}
         )
         explaining = "EXPLAIN QUERY PLAN" if is_sqlite else "EXPLAIN"
-        rows = await connection.execute(text(f"{explaining} {compiled}".replace(":", r"\:")))
+        rows = connection.execute(text(f"{explaining} {compiled}".replace(":", r"\:")))
         return "\n".join(str(row[-1]) for row in rows)
 
     plan = await store.database.run(explain)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from meshmint_server.store import Store
 from meshmint_server.store.schema import records
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, select
 from support.callers import Held
 
 __all__ = ["Reconciliation", "reconcile"]
@@ -42,9 +41,9 @@ async def reconcile(url: str, held: Iterable[Held], role: str) -> Reconciliation
         role: Whose records are looked at.
     """
 
-    async def read(connection: AsyncConnection) -> list[tuple[str, bytes, tuple[str, ...]]]:
+    def read(connection: Connection) -> list[tuple[str, bytes, tuple[str, ...]]]:
         wanted = select(records.c.serial_number, records.c.certificate, records.c.names)
-        found = await connection.execute(wanted.where(records.c.role == role))
+        found = connection.execute(wanted.where(records.c.role == role))
         return [(serial, bytes(der), tuple(names)) for serial, der, names in found]
 
     store = Store.open(url)

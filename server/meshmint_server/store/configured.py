@@ -10,8 +10,7 @@ import base64
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, Table, delete, insert, or_, select, true, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Row, Table, delete, insert, or_, select, true, update
 
 from meshmint_server.store.paging import (
     bad_page_token,
@@ -37,91 +36,85 @@ __all__ = [
 ]
 
 
-async def fetch_revision(connection: AsyncConnection, kind: str) -> int:
+def fetch_revision(connection: Connection, kind: str) -> int:
     """The revision of ``roles`` or ``issuers``."""
-    result = await connection.execute(select(revisions.c.value).where(revisions.c.kind == kind))
+    result = connection.execute(select(revisions.c.value).where(revisions.c.kind == kind))
     return int(result.scalar_one())
 
 
-async def advance(connection: AsyncConnection, kind: str, at: int | None = None) -> bool:
+def advance(connection: Connection, kind: str, at: int | None = None) -> bool:
     # First in its transaction: the row's lock lines up everybody who changes this kind.
     statement = update(revisions).where(revisions.c.kind == kind)
     if at is not None:
         statement = statement.where(revisions.c.value == at)
-    result = await connection.execute(statement.values(value=revisions.c.value + 1))
+    result = connection.execute(statement.values(value=revisions.c.value + 1))
     return result.rowcount > 0
 
 
-async def _upsert(connection: AsyncConnection, table: Table, values: dict[str, Any]) -> None:
-    changed = await connection.execute(
-        update(table).where(table.c.name == values["name"]).values(values)
-    )
+def _upsert(connection: Connection, table: Table, values: dict[str, Any]) -> None:
+    changed = connection.execute(update(table).where(table.c.name == values["name"]).values(values))
     if changed.rowcount == 0:
-        await connection.execute(insert(table).values(values))
+        connection.execute(insert(table).values(values))
 
 
-async def write_role(connection: AsyncConnection, row: RoleRow) -> None:
+def write_role(connection: Connection, row: RoleRow) -> None:
     """Creates or replaces a role; does nothing if it stands as it is."""
-    if await fetch_role(connection, row.name) == row:
+    if fetch_role(connection, row.name) == row:
         return
-    await advance(connection, "roles")
-    await _upsert(connection, roles, {"name": row.name, "document": row.document})
+    advance(connection, "roles")
+    _upsert(connection, roles, {"name": row.name, "document": row.document})
 
 
-async def fetch_role(connection: AsyncConnection, name: str) -> RoleRow | None:
+def fetch_role(connection: Connection, name: str) -> RoleRow | None:
     """One role."""
-    row = (await connection.execute(select(roles).where(roles.c.name == name))).one_or_none()
+    row = connection.execute(select(roles).where(roles.c.name == name)).one_or_none()
     return None if row is None else _role(row)
 
 
-async def delete_role(connection: AsyncConnection, name: str) -> bool:
+def delete_role(connection: Connection, name: str) -> bool:
     """Deletes a role; False if there was none."""
-    if await fetch_role(connection, name) is None:
+    if fetch_role(connection, name) is None:
         return False
-    await advance(connection, "roles")
-    result = await connection.execute(delete(roles).where(roles.c.name == name))
+    advance(connection, "roles")
+    result = connection.execute(delete(roles).where(roles.c.name == name))
     return result.rowcount > 0
 
 
-async def fetch_roles(connection: AsyncConnection) -> tuple[int, tuple[RoleRow, ...]]:
+def fetch_roles(connection: Connection) -> tuple[int, tuple[RoleRow, ...]]:
     """Every role, and a revision that is at most as new as they are."""
     # In this order: a change in between is loaded now, and once more at the next look.
-    revision = await fetch_revision(connection, "roles")
-    result = await connection.execute(select(roles).order_by(roles.c.name))
+    revision = fetch_revision(connection, "roles")
+    result = connection.execute(select(roles).order_by(roles.c.name))
     return revision, tuple(_role(row) for row in result)
 
 
-async def write_issuer(
-    connection: AsyncConnection, row: IssuerRow, at_revision: int | None
-) -> bool:
+def write_issuer(connection: Connection, row: IssuerRow, at_revision: int | None) -> bool:
     """Creates or replaces an issuer; an active one retires the one that was active before it.
 
     Returns:
         False, and nothing written, if the issuers are not at `at_revision` any more.
     """
-    if not await advance(connection, "issuers", at_revision):
+    if not advance(connection, "issuers", at_revision):
         return False
     if row.state is IssuerState.ACTIVE:
-        await connection.execute(
+        connection.execute(
             update(issuers)
             .where(issuers.c.state == IssuerState.ACTIVE.value, issuers.c.name != row.name)
             .values(state=IssuerState.RETIRED.value, retired_at=row.activated_at)
         )
-    await _upsert(connection, issuers, _issuer_values(row))
+    _upsert(connection, issuers, _issuer_values(row))
     return True
 
 
-async def note_failure(connection: AsyncConnection, name: str, failure: str | None) -> None:
+def note_failure(connection: Connection, name: str, failure: str | None) -> None:
     """Writes down why the last step with an issuer failed. For people: no revision counts it."""
-    await connection.execute(
-        update(issuers).where(issuers.c.name == name).values(last_failure=failure)
-    )
+    connection.execute(update(issuers).where(issuers.c.name == name).values(last_failure=failure))
 
 
-async def note_longest_leaf(connection: AsyncConnection, microseconds: int) -> None:
+def note_longest_leaf(connection: Connection, microseconds: int) -> None:
     """Writes down how long certificates of the active issuer may live; never less than before."""
     known = issuers.c.longest_leaf
-    await connection.execute(
+    connection.execute(
         update(issuers)
         .where(issuers.c.state == IssuerState.ACTIVE.value)
         .where(or_(known.is_(None), known < microseconds))
@@ -129,17 +122,17 @@ async def note_longest_leaf(connection: AsyncConnection, microseconds: int) -> N
     )
 
 
-async def fetch_issuer(connection: AsyncConnection, name: str) -> IssuerRow | None:
+def fetch_issuer(connection: Connection, name: str) -> IssuerRow | None:
     """One issuer."""
-    row = (await connection.execute(select(issuers).where(issuers.c.name == name))).one_or_none()
+    row = connection.execute(select(issuers).where(issuers.c.name == name)).one_or_none()
     return None if row is None else _issuer(row)
 
 
-async def fetch_issuers(connection: AsyncConnection) -> tuple[int, tuple[IssuerRow, ...]]:
+def fetch_issuers(connection: Connection) -> tuple[int, tuple[IssuerRow, ...]]:
     """Every issuer, and their revision."""
     # One statement sees one state: the revision is told to the world as the sequence of the
     # trust bundle, and must never stand for two sets of roots.
-    result = await connection.execute(
+    result = connection.execute(
         select(revisions.c.value.label("revision"), issuers)
         .select_from(revisions.outerjoin(issuers, true()))
         .where(revisions.c.kind == "issuers")
@@ -166,22 +159,22 @@ class NameList:
             except UnicodeDecodeError:
                 raise bad_page_token() from None
 
-    async def fetch_roles(self, connection: AsyncConnection) -> Page[RoleRow]:
+    def fetch_roles(self, connection: Connection) -> Page[RoleRow]:
         """Reads the page of roles."""
-        rows, token = await self._fetch(connection)
+        rows, token = self._fetch(connection)
         return Page(tuple(_role(row) for row in rows), token)
 
-    async def fetch_issuers(self, connection: AsyncConnection) -> Page[IssuerRow]:
+    def fetch_issuers(self, connection: Connection) -> Page[IssuerRow]:
         """Reads the page of issuers."""
-        rows, token = await self._fetch(connection)
+        rows, token = self._fetch(connection)
         return Page(tuple(_issuer(row) for row in rows), token)
 
-    async def _fetch(self, connection: AsyncConnection) -> tuple[list[Row[Any]], str]:
+    def _fetch(self, connection: Connection) -> tuple[list[Row[Any]], str]:
         name = self._table.c.name
         statement = select(self._table).order_by(name).limit(self._size + 1)
         if self._after:
             statement = statement.where(name > self._after)
-        found = (await connection.execute(statement)).all()
+        found = connection.execute(statement).all()
         rows = list(found[: self._size])
         if len(found) <= self._size:
             return rows, ""

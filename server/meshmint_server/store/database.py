@@ -10,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import asyncpg
 import structlog
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from meshmint_server.errors import InvalidRequest, StoreUnavailable
 from meshmint_server.store.url import PostgresUrl, SqliteUrl
@@ -38,7 +41,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Work = Callable[[AsyncConnection], Awaitable[T]]
+Work = Callable[[Connection], T]
 
 _log = structlog.get_logger(__name__)
 
@@ -64,8 +67,6 @@ SQLITE_SETTINGS = (
     "PRAGMA foreign_keys=ON",
     "PRAGMA trusted_schema=OFF",
 )
-_WRITES = "meshmint_writes"
-_COMMITTED = "meshmint_committed"
 # How often SQLite asks whether the statement's time is over, in its own steps.
 _SQLITE_STEPS = 20_000
 
@@ -112,21 +113,20 @@ class Database:
     ) -> None:
         self.limits = limits
         self.is_sqlite = isinstance(url, SqliteUrl)
+        self._way: _Sqlite | _Postgres
         if isinstance(url, SqliteUrl):
             if not as_it_is:
                 _prepare_file(url)
-            engine = _sqlite_engine(url, limits, pool_size)
+            self._way = _Sqlite(url, limits, pool_size)
         else:
-            engine = _postgres_engine(url, limits, pool_size)
-        self._engine = engine
-        self._writer = engine.execution_options(**{_WRITES: True})
+            self._way = _Postgres(url, limits, pool_size)
 
     async def run(self, work: Work[T], *, writes: bool = False) -> T:
         """Runs `work` in one transaction, and commits it.
 
         When a pooled connection turns out to be dead before the commit was asked
-        for, it is run once more on a new one; so `work` touches nothing but the
-        connection that it is given.
+        for, it is run once more on a new one. `work` touches nothing but the
+        connection that it is given: it is called in another thread or greenlet.
 
         Raises:
             RowRefused: A constraint or a type refused what was written.
@@ -134,13 +134,13 @@ class Database:
             StoreUnavailable: Anything else went wrong; a commit may or may not have
                 happened if the connection broke during it.
         """
-        engine = self._writer if writes else self._engine
+        transaction = partial(_transact, work)
         try:
             async with asyncio.timeout(self.limits.transaction):
                 try:
-                    return await _attempt(engine, work)
+                    return await self._way.connected(transaction, writes=writes)
                 except _Stale:
-                    return await _attempt(engine, work)
+                    return await self._way.connected(transaction, writes=writes)
         except _Stale as fault:
             raise unavailable(fault.__cause__ or fault) from None
         except FAULTS as fault:
@@ -157,15 +157,17 @@ class Database:
         Raises:
             StoreUnavailable: The database does not answer, or refuses.
         """
-        engine = self._writer.execution_options(meshmint_migrates=True)
+        transaction = partial(_transact, work)
         try:
-            async with asyncio.timeout(self.limits.migration), engine.begin() as connection:
-                return await work(connection)
+            async with asyncio.timeout(self.limits.migration):
+                return await self._way.connected(transaction, writes=True, migrates=True)
+        except _Stale as fault:
+            raise unavailable(fault.__cause__ or fault) from None
         except FAULTS as fault:
             raise unavailable(fault) from None
         finally:
             # The connection waits longer than others may: it does not go back.
-            await self._engine.dispose()
+            await self._way.close()
 
     async def use_write_ahead_log(self) -> None:
         """Turns SQLite's write-ahead log on, which lasts; for PostgreSQL there is none to turn.
@@ -176,11 +178,7 @@ class Database:
         ends = time.monotonic() + self.limits.migration
         while True:
             try:
-                async with self._engine.connect() as connection:
-                    raw = (await connection.get_raw_connection()).driver_connection
-                    assert raw is not None  # noqa: S101
-                    async with raw.execute("PRAGMA journal_mode=WAL") as cursor:
-                        await cursor.fetchall()
+                await self._way.connected(_use_write_ahead_log)
                 return
             except FAULTS as fault:
                 # SQLite does not wait for this lock by itself.
@@ -189,26 +187,34 @@ class Database:
             await asyncio.sleep(0.05)
 
     async def close(self) -> None:
-        """Closes every connection."""
-        await self._engine.dispose()
+        """Closes every connection. Used again, it opens others."""
+        await self._way.close()
 
 
 class _Stale(Exception):
     """A connection broke before its commit was asked for; its cause says how."""
 
 
-async def _attempt(engine: AsyncEngine, work: Work[T]) -> T:
-    async with engine.connect() as connection:
-        transaction = await connection.begin()
-        try:
-            result = await work(connection)
-        except DBAPIError as fault:
-            if fault.connection_invalidated:
-                raise _Stale from fault
-            raise
-        await transaction.commit()
-        connection.sync_connection.info[_COMMITTED] = True  # type: ignore[union-attr]
-        return result
+class _Abandoned(Exception):
+    """Nobody waits for the transaction any more; nobody is told."""
+
+
+def _transact(work: Work[T], connection: Connection) -> T:
+    transaction = connection.begin()
+    try:
+        result = work(connection)
+    except DBAPIError as fault:
+        if fault.connection_invalidated:
+            raise _Stale from fault
+        raise
+    transaction.commit()
+    return result
+
+
+def _use_write_ahead_log(connection: Connection) -> None:
+    # Not in a transaction, where it cannot be changed.
+    raw: Any = connection.connection.dbapi_connection
+    raw.execute("PRAGMA journal_mode=WAL").fetchall()
 
 
 def refusal(fault: BaseException) -> RowRefused | StoreUnavailable:
@@ -274,10 +280,65 @@ def sqlite_uri(url: SqliteUrl) -> str:
     return f"file:{quote(str(url.path))}?mode=rw"
 
 
-def _sqlite_engine(url: SqliteUrl, limits: TimeLimits, pool_size: int) -> AsyncEngine:
-    engine = create_async_engine(
-        f"sqlite+aiosqlite:///{sqlite_uri(url)}&uri=true",
-        connect_args={"isolation_level": None, "timeout": limits.lock},
+class _Sqlite:
+    """Connections in threads: a transaction is one way there and back, however much it does.
+
+    That of a caller who has gone meanwhile goes on, within its time limits, but is not
+    committed.
+    """
+
+    def __init__(self, url: SqliteUrl, limits: TimeLimits, pool_size: int) -> None:
+        self._engine = _sqlite_engine(url, limits, pool_size)
+        self._pool_size = pool_size
+        self._threads = self._start_threads()
+
+    def _start_threads(self) -> ThreadPoolExecutor:
+        """As many as there are connections. They start when they are first used."""
+        return ThreadPoolExecutor(self._pool_size, thread_name_prefix="store")
+
+    async def connected(self, call: Work[T], **options: bool) -> T:
+        engine = self._engine.execution_options(**options)
+        is_abandoned = threading.Event()
+
+        def run() -> T:
+            with engine.connect() as connection:
+                connection.info["is_abandoned"] = is_abandoned
+                return call(connection)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        except asyncio.CancelledError:
+            is_abandoned.set()
+            raise
+
+    async def close(self) -> None:
+        self._threads.shutdown(wait=False)
+        self._threads = self._start_threads()
+        await asyncio.to_thread(self._engine.dispose)
+
+
+class _Postgres:
+    """Connections of the event loop."""
+
+    def __init__(self, url: PostgresUrl, limits: TimeLimits, pool_size: int) -> None:
+        self._engine = _postgres_engine(url, limits, pool_size)
+
+    async def connected(self, call: Work[T], **_: bool) -> T:
+        async with self._engine.connect() as connection:
+            return await connection.run_sync(call)
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+
+def _sqlite_engine(url: SqliteUrl, limits: TimeLimits, pool_size: int) -> Engine:
+    engine = create_engine(
+        f"sqlite:///{sqlite_uri(url)}&uri=true",
+        connect_args={
+            "isolation_level": None,
+            "timeout": limits.lock,
+            "check_same_thread": False,
+        },
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=limits.connect,
@@ -285,49 +346,36 @@ def _sqlite_engine(url: SqliteUrl, limits: TimeLimits, pool_size: int) -> AsyncE
         hide_parameters=True,
     )
 
-    @event.listens_for(engine.sync_engine, "do_connect")
-    def refuse_a_missing_file(*_: Any) -> None:
-        # Before aiosqlite starts a thread for it: one whose connection fails
-        # still answers after the event loop may have ended.
-        if not url.path.exists():
-            raise sqlite3.OperationalError("unable to open database file")
-
-    @event.listens_for(engine.sync_engine, "connect")
+    @event.listens_for(engine, "connect")
     def prepare(dbapi_connection: Any, record: Any) -> None:
-        cursor = dbapi_connection.cursor()
         for setting in SQLITE_SETTINGS:
-            cursor.execute(setting)
-        cursor.close()
+            dbapi_connection.execute(setting)
         ends = record.info["statement_ends"] = [float("inf")]
-        dbapi_connection.run_async(
-            lambda raw: raw.set_progress_handler(
-                lambda: time.monotonic() > ends[0],
-                _SQLITE_STEPS,
-            )
-        )
+        dbapi_connection.set_progress_handler(lambda: time.monotonic() > ends[0], _SQLITE_STEPS)
 
-    @event.listens_for(engine.sync_engine, "begin")
+    @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         options = connection.get_execution_options()
-        if options.get("meshmint_migrates"):
-            milliseconds = int(limits.migration * 1000)
-            connection.exec_driver_sql(f"PRAGMA busy_timeout={milliseconds}")
+        raw: Any = connection.connection.dbapi_connection
+        if options.get("migrates"):
+            raw.execute(f"PRAGMA busy_timeout={int(limits.migration * 1000)}")
         # A deferred transaction that turns into a writer fails instead of waiting.
-        statement = "BEGIN IMMEDIATE" if options.get(_WRITES) else "BEGIN"
-        # Each step on a cursor is a way to the connection's thread and back; this is one.
-        dbapi_connection: Any = connection.connection.dbapi_connection
-        dbapi_connection.run_async(lambda raw: raw.execute_fetchall(statement))
+        raw.execute("BEGIN IMMEDIATE" if options.get("writes") else "BEGIN")
 
-    @event.listens_for(engine.sync_engine, "reset")
-    def reset(dbapi_connection: Any, record: Any, _state: Any) -> None:
-        # What the pool does by itself, but not behind a commit. Whether a transaction is open
-        # cannot be asked: its BEGIN may still be on the way, of someone who was cancelled.
-        if not record.info.pop(_COMMITTED, False):
+    @event.listens_for(engine, "commit")
+    def commit(connection: Connection) -> None:
+        if connection.info["is_abandoned"].is_set():
+            raise _Abandoned
+
+    @event.listens_for(engine, "reset")
+    def reset(dbapi_connection: Any, *_: Any) -> None:
+        # The pool leaves out what it takes for ended, a commit that failed among it.
+        if dbapi_connection.in_transaction:
             dbapi_connection.rollback()
 
-    @event.listens_for(engine.sync_engine, "before_cursor_execute")
+    @event.listens_for(engine, "before_cursor_execute")
     def start_clock(connection: Connection, *_: Any) -> None:
-        migrates = connection.get_execution_options().get("meshmint_migrates")
+        migrates = connection.get_execution_options().get("migrates")
         limit = limits.migration if migrates else limits.statement
         connection.info["statement_ends"][0] = time.monotonic() + limit
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, Table, delete, insert, literal, select, tuple_, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Select, Table, delete, insert, literal, select, tuple_, update
 
 from meshmint_server.store.schema import duties, record_names, records, revocations
 
@@ -88,57 +87,57 @@ def _part(
     return statement.order_by(time, sequence).limit(limit)
 
 
-async def fetch_expired_records(
-    connection: AsyncConnection, cutoff: datetime, after: Position | None, limit: int
+def fetch_expired_records(
+    connection: Connection, cutoff: datetime, after: Position | None, limit: int
 ) -> ExpiredRecords:
     """Looks at so many of the oldest records from a position on.
 
     A certificate expires after it is made: behind the first record that was made after
     `cutoff` there is nothing to find, and the parts end.
     """
-    rows = (await connection.execute(oldest_records(cutoff, after, limit))).all()
+    rows = connection.execute(oldest_records(cutoff, after, limit)).all()
     return ExpiredRecords(
         tuple(row.sequence for row in rows if row.not_after < cutoff),
         (rows[-1].created_at, rows[-1].sequence) if len(rows) == limit else None,
     )
 
 
-async def delete_records(connection: AsyncConnection, sequences: Sequence[int]) -> None:
+def delete_records(connection: Connection, sequences: Sequence[int]) -> None:
     """Deletes records and the names that they are found by."""
     for table in (record_names, records):
-        await _delete(connection, table, sequences)
+        _delete(connection, table, sequences)
 
 
-async def fetch_expired_revocations(
-    connection: AsyncConnection, cutoff: datetime, after: Position | None, limit: int
+def fetch_expired_revocations(
+    connection: Connection, cutoff: datetime, after: Position | None, limit: int
 ) -> tuple[ExpiredRevocation, ...]:
     """A part of what `expired_revocations` tells; fewer than `limit` are the last part."""
-    rows = await connection.execute(expired_revocations(cutoff, after, limit))
+    rows = connection.execute(expired_revocations(cutoff, after, limit))
     return tuple(
         ExpiredRevocation(row.sequence, (row.issuer, row.shard), row.not_after) for row in rows
     )
 
 
-async def delete_revocations(connection: AsyncConnection, sequences: Sequence[int]) -> None:
+def delete_revocations(connection: Connection, sequences: Sequence[int]) -> None:
     """Deletes revocations."""
-    await _delete(connection, revocations, sequences)
+    _delete(connection, revocations, sequences)
 
 
-async def _delete(connection: AsyncConnection, table: Table, sequences: Sequence[int]) -> None:
-    await connection.execute(delete(table).where(table.c.sequence.in_(sequences)))
+def _delete(connection: Connection, table: Table, sequences: Sequence[int]) -> None:
+    connection.execute(delete(table).where(table.c.sequence.in_(sequences)))
 
 
-async def fetch_duty(connection: AsyncConnection, name: str) -> datetime | None:
+def fetch_duty(connection: Connection, name: str) -> datetime | None:
     """When a duty was last done."""
     statement = select(duties.c.done_at).where(duties.c.name == name)
-    return (await connection.execute(statement)).scalar_one_or_none()
+    return connection.execute(statement).scalar_one_or_none()
 
 
-async def write_duty(connection: AsyncConnection, name: str, done_at: datetime) -> None:
+def write_duty(connection: Connection, name: str, done_at: datetime) -> None:
     """Notes when a duty was done."""
     values = {"name": name, "done_at": done_at}
-    changed = await connection.execute(
+    changed = connection.execute(
         update(duties).where(duties.c.name == name).values(done_at=done_at)
     )
     if changed.rowcount == 0:
-        await connection.execute(insert(duties).values(values))
+        connection.execute(insert(duties).values(values))

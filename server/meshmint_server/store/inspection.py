@@ -5,8 +5,7 @@ from __future__ import annotations
 import secrets
 from datetime import UTC, datetime
 
-from sqlalchemy import delete, insert, text, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, delete, insert, text, update
 
 from meshmint_server.errors import StoreUnavailable
 from meshmint_server.store.database import Database, RowRefused
@@ -26,8 +25,8 @@ async def try_writing(database: Database) -> None:
         StoreUnavailable: The database cannot be written.
     """
 
-    async def work(connection: AsyncConnection) -> None:
-        await connection.execute(
+    def work(connection: Connection) -> None:
+        connection.execute(
             update(revisions).where(revisions.c.kind == "roles").values(value=revisions.c.value)
         )
         raise _RolledBack
@@ -50,9 +49,9 @@ async def prove_writing(database: Database) -> None:
     # is nobody else's, so that probes do not wait for each other.
     name = f"probe {secrets.token_hex(8)}"
 
-    async def work(connection: AsyncConnection) -> None:
-        await connection.execute(insert(duties).values(name=name, done_at=datetime.now(UTC)))
-        await connection.execute(delete(duties).where(duties.c.name == name))
+    def work(connection: Connection) -> None:
+        connection.execute(insert(duties).values(name=name, done_at=datetime.now(UTC)))
+        connection.execute(delete(duties).where(duties.c.name == name))
 
     try:
         await database.run(work, writes=True)
@@ -69,8 +68,8 @@ async def read_clock(database: Database) -> datetime | None:
     if database.is_sqlite:
         return None
 
-    async def work(connection: AsyncConnection) -> datetime:
-        result = await connection.execute(text("SELECT clock_timestamp()"))
+    def work(connection: Connection) -> datetime:
+        result = connection.execute(text("SELECT clock_timestamp()"))
         moment: datetime = result.scalar_one()
         return moment
 

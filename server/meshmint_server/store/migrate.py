@@ -15,7 +15,6 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from meshmint_server.store.database import Database
 
@@ -42,7 +41,7 @@ async def schema_state(database: Database) -> SchemaState:
     Raises:
         StoreUnavailable: The database does not answer.
     """
-    return await database.run(lambda connection: connection.run_sync(_compare))
+    return await database.run(_compare)
 
 
 def _compare(connection: Connection) -> SchemaState:
@@ -69,14 +68,14 @@ async def migrate(database: Database) -> None:
     if await schema_state(database) is SchemaState.CURRENT:
         return
 
-    async def work(connection: AsyncConnection) -> None:
+    def work(connection: Connection) -> None:
         # SQLite needs no lock of its own: the transaction began as a writing one.
         if not database.is_sqlite:
             limit = f"{int(database.limits.migration * 1000)}"
             for setting in ("lock_timeout", "statement_timeout"):
-                await connection.execute(text(f"SET LOCAL {setting} = {limit}"))
-            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-        await connection.run_sync(_upgrade)
+                connection.execute(text(f"SET LOCAL {setting} = {limit}"))
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        _upgrade(connection)
 
     await database.run_migration(work)
 

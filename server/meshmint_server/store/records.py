@@ -14,8 +14,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, func, literal, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, literal, select, tuple_
 
 from meshmint_server.errors import InvalidRequest, Violation
 from meshmint_server.store.names import normal_name
@@ -62,21 +61,17 @@ def normal_serial_number(text: str) -> str:
     return plain.lstrip("0") or "0"
 
 
-async def fetch_record(connection: AsyncConnection, serial_number: str) -> RecordRow | None:
+def fetch_record(connection: Connection, serial_number: str) -> RecordRow | None:
     """The record with this normal serial number, certificate included."""
-    result = await connection.execute(
-        select(records).where(records.c.serial_number == serial_number)
-    )
+    result = connection.execute(select(records).where(records.c.serial_number == serial_number))
     row = result.one_or_none()
     return None if row is None else from_row(row, row.certificate)
 
 
-async def fetch_latest_expiry(
-    connection: AsyncConnection, issuer: str, besides_role: str
-) -> datetime | None:
+def fetch_latest_expiry(connection: Connection, issuer: str, besides_role: str) -> datetime | None:
     """When the last of an issuer's certificates expires; from two indexes, no row is read."""
     of_role = select(records.c.sequence).where(records.c.role == besides_role)
-    result = await connection.execute(
+    result = connection.execute(
         select(func.max(records.c.not_after)).where(
             records.c.issuer == issuer, records.c.sequence.not_in(of_role)
         )
@@ -110,9 +105,9 @@ class RecordList:
             except (struct.error, OverflowError):
                 raise bad_page_token() from None
 
-    async def fetch(self, connection: AsyncConnection) -> Page[RecordRow]:
+    def fetch(self, connection: Connection) -> Page[RecordRow]:
         """Reads the page."""
-        found = (await connection.execute(self.statement())).all()
+        found = connection.execute(self.statement()).all()
         items = found[: self._size]
         token = ""
         if len(found) > self._size:

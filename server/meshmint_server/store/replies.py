@@ -11,8 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, delete, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Select, delete, select
 
 from meshmint_server.errors import MeshmintError, StoreUnavailable
 from meshmint_server.store.records import from_row
@@ -41,26 +40,24 @@ def reply_by_tag(tag: bytes) -> Select[Any]:
     return _REPLY.where(replies.c.tag == tag)
 
 
-async def fetch_reply(connection: AsyncConnection, tag: bytes) -> KeptReply | None:
+def fetch_reply(connection: Connection, tag: bytes) -> KeptReply | None:
     """The reply with this tag, expired or not, with its record."""
-    row = (await connection.execute(reply_by_tag(tag))).one_or_none()
+    row = connection.execute(reply_by_tag(tag)).one_or_none()
     if row is None:
         return None
     reply = ReplyRow(row.tag, row.sealed, row.expires_at)
     return KeptReply(reply, from_row(row, row.certificate))
 
 
-async def delete_reply(connection: AsyncConnection, tag: bytes, now: datetime) -> None:
+def delete_reply(connection: Connection, tag: bytes, now: datetime) -> None:
     """Deletes a reply if it has expired."""
-    await connection.execute(
-        delete(replies).where(replies.c.tag == tag, replies.c.expires_at <= now)
-    )
+    connection.execute(delete(replies).where(replies.c.tag == tag, replies.c.expires_at <= now))
 
 
-async def delete_expired_replies(connection: AsyncConnection, now: datetime, limit: int) -> int:
+def delete_expired_replies(connection: Connection, now: datetime, limit: int) -> int:
     """Deletes those of the oldest so many that have expired, and tells how many they were."""
     oldest = select(replies.c.sequence).order_by(replies.c.sequence).limit(limit).subquery()
-    done = await connection.execute(
+    done = connection.execute(
         delete(replies).where(
             replies.c.sequence.in_(select(oldest.c.sequence)), replies.c.expires_at <= now
         )

@@ -8,8 +8,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, bindparam, delete, exists, func, insert, select, text, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import (
+    Connection,
+    Row,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 
 from meshmint_server.store.configured import advance
 from meshmint_server.store.rows import CrlKind, CrlRow, RevocationRow, RevokedSerial
@@ -50,47 +60,43 @@ _REVOKE = insert(revocations).from_select(
 _STATE = [column for column in crls.c if column.name != "document"]
 
 
-async def write_revocation(connection: AsyncConnection, row: RevocationRow) -> RevocationRow:
+def write_revocation(connection: Connection, row: RevocationRow) -> RevocationRow:
     """Revokes, and gives back what is on record: `row`, or the one that was first."""
     if connection.dialect.name == "postgresql":
         # Until the commit. SQLite has one writer at a time anyway.
-        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-    written = await connection.execute(
-        _REVOKE, {f"new_{name}": getattr(row, name) for name in _WRITTEN}
-    )
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    written = connection.execute(_REVOKE, {f"new_{name}": getattr(row, name) for name in _WRITTEN})
     if written.rowcount == 1:
         return row
     statement = select(revocations).where(revocations.c.serial_number == row.serial_number)
-    return _revocation((await connection.execute(statement)).one())
+    return _revocation(connection.execute(statement).one())
 
 
-async def fetch_revocation(connection: AsyncConnection, serial_number: str) -> RevocationRow | None:
+def fetch_revocation(connection: Connection, serial_number: str) -> RevocationRow | None:
     """The revocation of the certificate with this normal serial number."""
     statement = select(revocations).where(revocations.c.serial_number == serial_number)
-    row = (await connection.execute(statement)).one_or_none()
+    row = connection.execute(statement).one_or_none()
     return None if row is None else _revocation(row)
 
 
-async def fetch_revocations_of_serials(
-    connection: AsyncConnection, serial_numbers: list[str]
+def fetch_revocations_of_serials(
+    connection: Connection, serial_numbers: list[str]
 ) -> dict[str, RevocationRow]:
     """Those of a page's certificates that are revoked, by serial number."""
     statement = select(revocations).where(revocations.c.serial_number.in_(serial_numbers))
-    return {row.serial_number: _revocation(row) for row in await connection.execute(statement)}
+    return {row.serial_number: _revocation(row) for row in connection.execute(statement)}
 
 
-async def fetch_latest_revocation(
-    connection: AsyncConnection, shard: tuple[str, int] | None
-) -> int:
+def fetch_latest_revocation(connection: Connection, shard: tuple[str, int] | None) -> int:
     """The highest sequence there is, of all or of one issuer's shard; 0 if there is none."""
     statement = select(func.max(revocations.c.sequence))
     if shard is not None:
         statement = statement.where(_is_of(shard))
-    return int((await connection.execute(statement)).scalar_one() or 0)
+    return int(connection.execute(statement).scalar_one() or 0)
 
 
-async def fetch_revocations_after(
-    connection: AsyncConnection, sequence: int, limit: int
+def fetch_revocations_after(
+    connection: Connection, sequence: int, limit: int
 ) -> tuple[RevokedSerial, ...]:
     """What came after `sequence`, in order, at most so many."""
     statement = (
@@ -99,11 +105,11 @@ async def fetch_revocations_after(
         .order_by(revocations.c.sequence)
         .limit(limit)
     )
-    return tuple(_seen(row) for row in await connection.execute(statement))
+    return tuple(_seen(row) for row in connection.execute(statement))
 
 
-async def fetch_shard(
-    connection: AsyncConnection,
+def fetch_shard(
+    connection: Connection,
     shard: tuple[str, int],
     *,
     after: int,
@@ -130,20 +136,20 @@ async def fetch_shard(
         .order_by(revocations.c.sequence)
         .limit(limit)
     )
-    rows = (await connection.execute(statement)).all()
+    rows = connection.execute(statement).all()
     listed = tuple(one for one in map(_seen, rows) if one.not_after >= expires_from)
     return listed, rows[-1].sequence if len(rows) == limit else None
 
 
-async def write_crl(connection: AsyncConnection, row: CrlRow, after: int) -> bool:
+def write_crl(connection: Connection, row: CrlRow, after: int) -> bool:
     """Publishes a CRL; False, and nothing changed, if `after` is not the shard's newest number.
 
     Whoever made a CRL beside another looked at the revocations earlier or later than that
     one, and their numbers do not tell which: clocks differ.
     """
-    await advance(connection, "crls")
+    advance(connection, "crls")
     of_shard = (crls.c.issuer == row.issuer) & (crls.c.shard == row.shard)
-    newest = await connection.execute(select(func.max(crls.c.number)).where(of_shard))
+    newest = connection.execute(select(func.max(crls.c.number)).where(of_shard))
     if (newest.scalar_one() or 0) != after or row.number <= after:
         return False
     values = {
@@ -158,45 +164,43 @@ async def write_crl(connection: AsyncConnection, row: CrlRow, after: int) -> boo
         "entries": row.entries,
         "document": row.document,
     }
-    changed = await connection.execute(
+    changed = connection.execute(
         update(crls).where(of_shard, crls.c.kind == row.kind.value).values(values)
     )
     if changed.rowcount == 0:
-        await connection.execute(insert(crls).values(values))
+        connection.execute(insert(crls).values(values))
     return True
 
 
-async def delete_crls(connection: AsyncConnection, issuer: str) -> None:
+def delete_crls(connection: Connection, issuer: str) -> None:
     """Takes an issuer's CRLs back: for one that is gone."""
-    await advance(connection, "crls")
-    await connection.execute(delete(crls).where(crls.c.issuer == issuer))
+    advance(connection, "crls")
+    connection.execute(delete(crls).where(crls.c.issuer == issuer))
 
 
-async def delete_crl(connection: AsyncConnection, issuer: str, shard: int, kind: CrlKind) -> None:
+def delete_crl(connection: Connection, issuer: str, shard: int, kind: CrlKind) -> None:
     """Takes one CRL back."""
-    await advance(connection, "crls")
-    await connection.execute(
+    advance(connection, "crls")
+    connection.execute(
         delete(crls).where(
             crls.c.issuer == issuer, crls.c.shard == shard, crls.c.kind == kind.value
         )
     )
 
 
-async def fetch_crl(
-    connection: AsyncConnection, issuer: str, shard: int, kind: CrlKind
-) -> CrlRow | None:
+def fetch_crl(connection: Connection, issuer: str, shard: int, kind: CrlKind) -> CrlRow | None:
     """One CRL with its document."""
     statement = select(crls).where(
         crls.c.issuer == issuer, crls.c.shard == shard, crls.c.kind == kind.value
     )
-    row = (await connection.execute(statement)).one_or_none()
+    row = connection.execute(statement).one_or_none()
     return None if row is None else _crl(row, row.document)
 
 
-async def fetch_crl_states(connection: AsyncConnection) -> tuple[CrlRow, ...]:
+def fetch_crl_states(connection: Connection) -> tuple[CrlRow, ...]:
     """Every CRL, without its document."""
     statement = select(*_STATE).order_by(crls.c.issuer, crls.c.shard, crls.c.kind)
-    return tuple(_crl(row, b"") for row in await connection.execute(statement))
+    return tuple(_crl(row, b"") for row in connection.execute(statement))
 
 
 def _is_of(shard: tuple[str, int]) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from meshmint_server.errors import StoreUnavailable
 from meshmint_server.store import (
@@ -200,13 +200,11 @@ class Store:
         """
         plain = normal_serial_number(serial_number)
 
-        async def work(
-            connection: AsyncConnection,
-        ) -> tuple[RecordRow | None, RevocationRow | None]:
+        def work(connection: Connection) -> tuple[RecordRow | None, RevocationRow | None]:
             # In this order: of what is tidied meanwhile the record goes first, and one
             # without its revocation would pass for a good certificate.
-            revocation = await revocations.fetch_revocation(connection, plain)
-            return await fetch_record(connection, plain), revocation
+            revocation = revocations.fetch_revocation(connection, plain)
+            return fetch_record(connection, plain), revocation
 
         return await self.database.run(work)
 

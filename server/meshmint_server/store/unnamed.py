@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
-from sqlalchemy import insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, insert, select, update
 
 from meshmint_server.store.names import searched_names
 from meshmint_server.store.records import from_row
@@ -19,15 +18,15 @@ __all__ = ["name_records"]
 _MARK = revisions.c.kind == "unnamed_records"
 
 
-async def name_records(connection: AsyncConnection, limit: int) -> bool:
+def name_records(connection: Connection, limit: int) -> bool:
     """Gives names to so many of the newest records that lack them; whether any are left."""
-    through = (await connection.execute(select(revisions.c.value).where(_MARK))).scalar()
+    through = connection.execute(select(revisions.c.value).where(_MARK)).scalar()
     if not through:
         return False
     # Held, so that nothing is tidied away between a look at it and its names.
     statement = select(records).where(records.c.sequence <= through)
     statement = statement.order_by(records.c.sequence.desc()).limit(limit).with_for_update()
-    rows = (await connection.execute(statement)).all()
+    rows = connection.execute(statement).all()
     named = [
         {"name": name, "created_at": row.created_at, "sequence": row.sequence}
         for row in rows
@@ -36,9 +35,9 @@ async def name_records(connection: AsyncConnection, limit: int) -> bool:
         )
     ]
     if named:
-        await connection.execute(insert(record_names), named)
+        connection.execute(insert(record_names), named)
     left = rows[-1].sequence - 1 if len(rows) == limit else 0
-    await connection.execute(update(revisions).where(_MARK).values(value=left))
+    connection.execute(update(revisions).where(_MARK).values(value=left))
     return left > 0
 
 
