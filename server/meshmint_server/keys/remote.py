@@ -30,6 +30,7 @@ from meshmint_server.keys.algorithm import (
     load_public_key,
     public_key_info,
 )
+from meshmint_server.keys.gathering import Gathering
 from meshmint_server.keys.key import KeyAttributes, KeyFault
 from meshmint_server.keys.ring import place_of
 from meshmint_server.keys.settings import KeySettings
@@ -51,6 +52,8 @@ _HANG_GRACE: Final = 2.0
 _FIRST_DELAY: Final = 0.25
 _LONGEST_DELAY: Final = 5.0
 _MOST_ATTEMPTS: Final = 2
+# Signatures in a message that are worth no more waiting.
+_ENOUGH: Final = 32
 
 
 @dataclass(slots=True)
@@ -103,7 +106,7 @@ class RemoteKeyRing:
         """
         self._settings = settings
         # A thread that signs is left alone until it has answered.
-        self._enough = settings.threads
+        self._threads = settings.threads
         self._log = {"log_format": log_format, "log_level": log_level}
         self._command = command
         self._token = None if settings.pkcs11 is None else parse_token_uri(settings.pkcs11)
@@ -117,6 +120,7 @@ class RemoteKeyRing:
         self._signing: dict[int, _Signing] = {}
         self._asking: dict[int, _Asking] = {}
         self._outbox: list[SignatureJob] = []
+        self._gathering = Gathering(self._flush)
         self._keys: dict[int, RemoteKey] = {}
         self._known: dict[tuple[str, bytes], RemoteKey] = {}
         # Since when the process owes an answer and has given none; None if it owes none.
@@ -224,23 +228,28 @@ class RemoteKeyRing:
             self._signing.pop(number, None)
 
     def _post(self, job: SignatureJob) -> None:
-        if not self._outbox:
-            asyncio.get_running_loop().call_soon(self._flush)
         self._outbox.append(job)
+        if len(self._outbox) == 1:
+            self._gathering.begin()
+        elif self._gathering.is_on and len(self._outbox) >= _ENOUGH:
+            self._gathering.end()
 
     def _flush(self) -> None:
-        """Sends what is wanted, unless the process has enough to do until it answers.
+        """Sends what is wanted, unless more is gathered, or the process has enough to do.
 
-        So a message carries the more the more is asked for, and whoever is alone waits for
-        nobody: each job that was sent is answered, and what is held goes with that answer.
+        So a message carries the more the more is asked for: each job that was sent is
+        answered, and what is held goes with that answer.
         """
         life = self._life
-        if life is None or not life.is_ready or not self._outbox:
+        if life is None or not life.is_ready or self._gathering.is_on:
             return
-        if life.unanswered < self._enough:
-            jobs, self._outbox = self._outbox, []
-            life.unanswered += len(jobs)
-            self._send(life, wire.pack_jobs(jobs))
+        if life.unanswered < self._threads:
+            # Without those that nobody waits for any more.
+            jobs = [job for job in self._outbox if job.number in self._signing]
+            self._outbox = []
+            if jobs:
+                life.unanswered += len(jobs)
+                self._send(life, wire.pack_jobs(jobs))
 
     def _send(self, life: _Life, frame: bytes) -> None:
         if life.transport is not None:
