@@ -25,7 +25,7 @@ PIP = PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 
 .PHONY: help
 help: ## Lists the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 # Once per change of what is installed.
 $(READY): pyproject.toml client/pyproject.toml constraints.txt deploy/python.sh
@@ -69,6 +69,11 @@ bench: $(VENV)/.bench-ready ## Compares with OpenBao under the same load; 8 minu
 bench-engine: $(READY) ## Measures rate and latency by workers, connections, roles, records, HSM; 8 minutes
 	@deploy/packages.sh cc softhsm2 p11-kit nghttp2-client
 	PYTHONPATH=tests:bench $(BIN)/python -m engine $(ENGINE_ARGS)
+
+.PHONY: bench-stampede
+bench-stampede: $(READY) ## Has 20,000 requests come at once over 5,000 connections; 1 minute
+	@deploy/packages.sh softhsm2 nghttp2-client
+	PYTHONPATH=tests:bench $(BIN)/python bench/stampede.py
 
 .PHONY: bench-revoke
 bench-revoke: $(READY) ## Measures whether 100,000 revocations slow a further one down; 1 minute

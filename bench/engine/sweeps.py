@@ -179,7 +179,7 @@ HSM: Final = Sweep("hsm_ms", _DELAYS, (0, 5), _hsm(2, 1), sessions=2)
 PROXIED_HSM: Final = Sweep("hsm_ms_p11_kit", _DELAYS, (0, 5), _hsm(1, 2), sessions=2)
 SWEEPS: Final = (
     Sweep("workers", (1, 2, 3, 4), (1, 2), _workers),
-    Sweep("connections", (1, 16, 64, 256, 1024), (1, 64), _connections),
+    Sweep("connections", (1, 16, 64, 256, 1024, 4096), (1, 64), _connections),
     Sweep("roles", (1, 10, 100, 1000), (1, 20), _roles),
     Sweep("records", (0, 100_000, 1_000_000), (0, 1000), _records),
     HSM,

@@ -199,6 +199,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
                 ),
             ),
             edge.entrance,
+            most_pending=config.admission.working + config.admission.waiting,
         )
 
         await roles.refresh()

@@ -41,6 +41,9 @@ class GrpcListener:
         certificate_service: Serves workloads.
         admin_service: Serves operators.
         entrance: Through which the RPCs of both come in.
+        most_pending: Requests that may wait before anybody has looked at them. Beyond that
+            gRPC itself refuses some, and beyond twice as many all, with RESOURCE_EXHAUSTED
+            and without a RetryInfo: at a fraction of what a word of ours would cost.
     """
 
     def __init__(
@@ -48,9 +51,13 @@ class GrpcListener:
         certificate_service: CertificateService,
         admin_service: AdminService,
         entrance: Entrance,
+        *,
+        most_pending: int = 2304,
     ) -> None:
         self._server = grpc.aio.server(
             options=(
+                ("grpc.server.max_pending_requests", most_pending),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * most_pending),
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_metadata_size", MAX_METADATA_BYTES),
