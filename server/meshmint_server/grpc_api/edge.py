@@ -28,14 +28,14 @@ from meshmint_server.grpc_api.entrance import Entrance
 from meshmint_server.issuance import Deadline
 from meshmint_server.policy import Caller
 
-__all__ = ["Call", "Edge", "rpc", "status_of", "status_of_bug", "streaming_rpc"]
+__all__ = ["ENDS", "Call", "Edge", "rpc", "status_of", "status_of_bug", "streaming_rpc"]
 
 log = structlog.get_logger(__name__)
 
 ERROR_DOMAIN = "meshmint"
 REQUEST_ID_KEY = "x-request-id"
 # The client is gone, or the process is about to be.
-_ENDS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
+ENDS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
 _DETAILS_KEY = "grpc-status-details-bin"
 # Error details travel in HTTP/2 trailers, which clients limit to 8 KiB; the message goes
 # there twice, once percent-encoded, and the details in base64. All in bytes.
@@ -83,8 +83,11 @@ class Call:
     token: str | None
     edge: Edge
 
-    async def authenticate(self) -> Caller:
+    async def authenticate(self, deadline: Deadline | None = None) -> Caller:
         """The caller behind the credential.
+
+        Args:
+            deadline: Until when to find out; the call's own if there is none.
 
         Raises:
             Unauthenticated: There is no credential, or it does not hold.
@@ -92,7 +95,7 @@ class Call:
         """
         try:
             return await self.edge.authenticators.authenticate(
-                self.token, within=self.deadline.limit
+                self.token, within=(deadline or self.deadline).limit
             )
         except MeshmintError as error:
             self.edge.audit.refused(self.origin, error)
@@ -200,7 +203,7 @@ def _call(edge: Edge, context: grpc.aio.ServicerContext[Any, Any], origin: Origi
 def _code(error: BaseException) -> str:
     if isinstance(error, MeshmintError):
         return error.code
-    return "CANCELLED" if isinstance(error, _ENDS) else "INTERNAL"
+    return "CANCELLED" if isinstance(error, ENDS) else "INTERNAL"
 
 
 async def _refuse(
@@ -209,7 +212,7 @@ async def _refuse(
     """Ends the RPC with the error's status; returns only where there is nobody to tell."""
     if isinstance(error, MeshmintError):
         await _abort(context, error, origin)
-    if isinstance(error, _ENDS):
+    if isinstance(error, ENDS):
         return
     status = status_of_bug(error, origin)
     await context.abort(

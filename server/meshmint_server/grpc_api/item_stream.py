@@ -1,9 +1,9 @@
 """Many requests over one stream: each item is worked on by itself, answers go together.
 
-Reading stops while as many items are in hand as a stream may have, so that a client
-that sends without reading is slowed down and fills no memory. An item that fails is
-answered with its own error. Nothing is decided here: each item goes where the unary
-call goes.
+Reading stops while as many items are in hand as a stream may have, and those whose
+answer was not sent yet are: a client that sends without reading is slowed down and
+fills no memory. An item that fails is answered with its own error. Nothing is decided
+here: each item goes where the unary call goes.
 """
 
 from __future__ import annotations
@@ -15,24 +15,28 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from google.protobuf.message import Message
 from google.rpc import status_pb2
 
 from meshmint_server import telemetry
 from meshmint_server.audit import Origin
 from meshmint_server.errors import InvalidRequest, MeshmintError, Unavailable, Violation
-from meshmint_server.grpc_api.edge import Call, status_of, status_of_bug
+from meshmint_server.grpc_api.edge import ENDS, Call, status_of, status_of_bug
 from meshmint_server.issuance import Deadline
 from meshmint_server.policy import Caller
 
 __all__ = ["Answer", "Draining", "ItemCall", "ItemStream"]
 
 MOST_IN_HAND = 256
+_MOST_ITEMS = 256
 _LONGEST_ID_BYTES = 128
-# An answer has some three kilobytes, and a message at most one megabyte.
+# An answer has some three kilobytes. With many names it has a hundred times as much, and
+# clients take messages of four megabytes unless they were told to take more.
 _MOST_ANSWERS = 64
+_MOST_BYTES = 512 * 1024
 
 Request = TypeVar("Request")
-Response = TypeVar("Response")
+Response = TypeVar("Response", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,12 @@ class Answer(Generic[Response]):
     id: str
     response: Response | None
     error: status_pb2.Status | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the outcome in a message."""
+        outcome = self.error if self.response is None else self.response
+        return 0 if outcome is None else outcome.ByteSize()
 
 
 class Draining:
@@ -98,6 +108,7 @@ class ItemStream(Generic[Request, Response]):
         """Answers, as many together as are ready, until all items have theirs.
 
         Raises:
+            InvalidRequest: A message has too many items; none of them was begun.
             Unauthenticated: The credential does not hold, or not any more.
             Unavailable: The server drains; whatever has no answer was not begun.
         """
@@ -110,8 +121,8 @@ class ItemStream(Generic[Request, Response]):
                 await self._changed.wait()
                 self._changed.clear()
                 while self._ready:
-                    some, self._ready = self._ready[:_MOST_ANSWERS], self._ready[_MOST_ANSWERS:]
-                    yield some
+                    yield self._take()
+                    self._room.set()
             if drained.done() and reading.cancelled():
                 raise Unavailable(
                     "The server is about to stop. Open another stream, and send again what has "
@@ -125,18 +136,48 @@ class ItemStream(Generic[Request, Response]):
                 task.cancel()
             await asyncio.gather(reading, drained, *self._in_hand, return_exceptions=True)
 
+    def _take(self) -> list[Answer[Response]]:
+        """As many of the answers that are ready as go into one message."""
+        count = size = 0
+        for answer in self._ready[:_MOST_ANSWERS]:
+            size += answer.size
+            if count and size > _MOST_BYTES:
+                break
+            count += 1
+        some, self._ready = self._ready[:count], self._ready[count:]
+        return some
+
     async def _read(self) -> None:
-        caller = await self._call.authenticate()
+        caller = await self._authenticate()
         async for message in self._messages:
+            if len(message.items) > _MOST_ITEMS:
+                description = f"send at most {_MOST_ITEMS} in a message"
+                raise InvalidRequest(
+                    f"A message has too many items: {description}.",
+                    violations=[Violation("items", description)],
+                )
             # A credential ends while a stream goes on; one that is known costs little.
-            caller = await self._call.authenticate()
+            caller = await self._authenticate()
             for item in message.items:
-                while len(self._in_hand) >= MOST_IN_HAND:
-                    self._room.clear()
-                    await self._room.wait()
+                if self._is_full():
+                    # For as long as the client likes: its reading makes room.
+                    await self._wait_for_room()
+                    caller = await self._authenticate()
                 task = asyncio.create_task(self._serve(item, caller))
                 self._in_hand.add(task)
                 task.add_done_callback(self._done)
+
+    async def _authenticate(self) -> Caller:
+        """The caller, as of now. The stream may be older than any request gets."""
+        return await self._call.authenticate(Deadline.after(self._call.edge.time_limit))
+
+    def _is_full(self) -> bool:
+        return len(self._in_hand) + len(self._ready) >= MOST_IN_HAND
+
+    async def _wait_for_room(self) -> None:
+        while self._is_full():
+            self._room.clear()
+            await self._room.wait()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._in_hand.discard(task)
@@ -160,7 +201,10 @@ class ItemStream(Generic[Request, Response]):
         except MeshmintError as error:
             code = error.code
             answer = Answer(item.id[:_LONGEST_ID_BYTES], None, status_of(error))
-        except Exception as error:  # noqa: BLE001  the outermost edge: told as INTERNAL, and logged
+        except ENDS:
+            code = "CANCELLED"
+            raise
+        except BaseException as error:  # noqa: BLE001  the outermost edge: INTERNAL, and logged
             code = "INTERNAL"
             answer = Answer(item.id, None, status_of_bug(error, origin))
         finally:
