@@ -17,6 +17,7 @@ from meshmint_server.keys import ToBeSigned
 from meshmint_server.policy import (
     Caller,
     CertificateRequest,
+    CsrContents,
     Decider,
     Decision,
     KeyAlgorithm,
@@ -110,6 +111,24 @@ def test_only_so_many_templates_are_kept() -> None:
     assert found == [True, False, False]
 
 
+MANY_NAMES = CertificateRequest(names=Names(dns_names=tuple(f"h{n}.example.com" for n in range(9))))
+LARGE_CSR = CertificateRequest(
+    csr=CsrContents(
+        KEYS[0],
+        Names(common_name="www.example.com"),
+        ignored_subject=tuple(f"1.2.3.{n}" for n in range(5000)),
+    )
+)
+
+
+@pytest.mark.parametrize("request_", [MANY_NAMES, LARGE_CSR], ids=["many names", "a large CSR"])
+def test_no_template_is_kept_of_what_would_fill_memory(request_: CertificateRequest) -> None:
+    templates = Templates()
+    decision = decide(DECIDER_ROLES[2], make_caller(), request_, now=NOW, bounds=BOUNDS)
+    prepare(decision, ISSUER, KEYS[0], NOW, templates)
+    assert templates.find(decision.grant, ISSUER, 0) is None
+
+
 @pytest.mark.parametrize("data", [b"\x30\x00", b"\x30\x03\x02\x01\x01", bytes(64)])
 def test_what_is_no_certificate_becomes_no_template(data: bytes) -> None:
     with pytest.raises((ValueError, IndexError)):
@@ -187,15 +206,24 @@ def test_the_same_request_is_granted_by_the_same_grant_and_another_caller_s_is_n
     assert grant(CALLERS[1]) is not first
 
 
-def test_grants_with_many_names_are_not_remembered() -> None:
-    decider, role = Decider(), DECIDER_ROLES[2]
-    request = CertificateRequest(
-        names=Names(dns_names=tuple(f"h{n}.example.com" for n in range(9)))
+@pytest.mark.parametrize(
+    "request_",
+    [
+        MANY_NAMES,
+        LARGE_CSR,
+        # One name, a thousand times.
+        CertificateRequest(names=Names(dns_names=("www.example.com", "WWW.example.com") * 450)),
+    ],
+    ids=["many names", "a large CSR", "many spellings"],
+)
+def test_what_would_fill_memory_is_not_remembered(request_: CertificateRequest) -> None:
+    decider = Decider()
+    one, other = (
+        decider.decide(DECIDER_ROLES[2], CALLERS[0], request_, now=NOW, bounds=BOUNDS)
+        for _ in range(2)
     )
-    twice = [
-        decider.decide(role, CALLERS[0], request, now=NOW, bounds=BOUNDS).grant for _ in range(2)
-    ]
-    assert twice[0] is not twice[1]
+    assert one == other
+    assert one.grant is not other.grant
 
 
 def test_a_certificate_of_a_remembered_grant_has_the_key_of_this_request() -> None:

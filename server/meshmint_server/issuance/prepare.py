@@ -92,7 +92,7 @@ def prepare(
         filled = template.fill(serial, decision.not_before, decision.not_after, public_key)
         return Prepared(filled, algorithm, serial, issuer)
     built = _build(decision, issuer, public_key, serial, algorithm)
-    if templates is not None:
+    if templates is not None and grant.is_small:
         templates.keep(grant, issuer, shard, Template(built))
     return Prepared(built, algorithm, serial, issuer)
 

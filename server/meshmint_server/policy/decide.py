@@ -26,7 +26,7 @@ from meshmint_server.spiffe import TrustDomain
 
 __all__ = ["Bounds", "Decider", "decide"]
 
-_MOST_NAMES = 8
+_LONGEST_SHAPE = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,8 @@ class Decider:
     all that it holds but the validity and the key's value. A refusal is never remembered.
 
     Args:
-        most: How many grants are remembered; none with many names, which would fill memory.
+        most: How many grants are remembered; none that is large or was asked for at length,
+            which would fill memory.
     """
 
     def __init__(self, most: int = 2048) -> None:
@@ -90,13 +91,14 @@ class Decider:
         bounds: Bounds,
     ) -> Decision:
         """See `decide`: the same decisions, and the same refusals."""
-        place = (id(role), id(caller), id(bounds), shape_of(request))
+        shape = shape_of(request)
+        place = (id(role), id(caller), id(bounds), shape)
         known = self._grants.get(place)
         if known is not None:
             self._grants.move_to_end(place)
             return _decide(role, caller, request, known[3], now=now, bounds=bounds)
         decision = _decide(role, caller, request, None, now=now, bounds=bounds)
-        if len(decision.grant.sans) > _MOST_NAMES:
+        if not decision.grant.is_small or len(repr(shape)) > _LONGEST_SHAPE:
             return decision
         self._grants[place] = (role, caller, bounds, decision.grant)
         if len(self._grants) > self._most:

@@ -16,6 +16,9 @@ from meshmint_server.spiffe import SpiffeId
 
 __all__ = ["Decision", "Grant"]
 
+_FEW_NAMES = 8
+_SHORT_WARNINGS = 1024
+
 
 @dataclass(frozen=True)
 class Grant:
@@ -50,6 +53,11 @@ class Grant:
     use_pss: bool
     is_recorded: bool
     warnings: tuple[str, ...]
+
+    @cached_property
+    def is_small(self) -> bool:
+        """Whether thousands of the kind may be kept in memory: few names, and little to warn of."""
+        return len(self.sans) <= _FEW_NAMES and sum(map(len, self.warnings)) <= _SHORT_WARNINGS
 
     @cached_property
     def subject_text(self) -> str:
