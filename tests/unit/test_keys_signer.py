@@ -98,6 +98,20 @@ async def test_jobs_that_nobody_waits_for_are_not_done(signer: Signer, gate: Gat
     assert cancelled.cancelled()
 
 
+async def test_a_result_does_not_wait_for_the_batch_behind_it(signer: Signer, gate: Gate) -> None:
+    blocked = await block(signer, gate)
+    has_come = threading.Event()
+    came_first: list[bool] = []
+    quick = asyncio.create_task(signer.run(lambda: "quick", timeout=60))
+    await asyncio.sleep(0)
+    signer.post(lambda: came_first.append(has_come.wait(20)), timeout=60)
+    quick.add_done_callback(lambda _: has_come.set())
+    gate.go_on.set()
+    assert await quick == "quick"
+    assert await blocked == "late"
+    assert await signer.run(lambda: came_first, timeout=60) == [True]
+
+
 async def test_a_hanging_call_is_noticed_and_later_callers_do_not_wait_for_it(
     signer: Signer, gate: Gate
 ) -> None:

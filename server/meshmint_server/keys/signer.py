@@ -269,6 +269,9 @@ class Signer:
                 self._waiting -= 1
             now = monotonic()
             if isinstance(job, _Posted):
+                # It may be long, and it may be followed by more of the kind.
+                _hand_back(done)
+                done = []
                 with worker.gate:
                     worker.timeout = job.timeout
                     worker.busy_since = now
