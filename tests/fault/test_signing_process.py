@@ -154,6 +154,14 @@ async def test_a_process_that_dies_or_talks_nonsense_is_a_fault_and_no_storm(
     assert 2 <= starts <= 5, starts
 
 
+async def test_a_key_that_is_opened_after_billions_of_signatures_signs(make: Make) -> None:
+    ring = make()
+    made = await ring.generate("issuer", "ec-p256")
+    # Keys are numbered with signatures: this many are made in two weeks of full load.
+    ring._number = 2**32
+    assert await is_signing(ring, made.uri)
+
+
 async def test_more_than_the_queue_holds_is_refused_at_once(make: Make) -> None:
     ring = make(queue_size=5)
     key = await ring.generate("issuer", "ec-p256")

@@ -42,8 +42,9 @@ MAX_FRAME: Final = 256 * 1024 * 1024
 NOT_HELD: Final = "KEY_NOT_HELD"
 
 _HEADER: Final = struct.Struct("<IB")
-# Number, key, algorithm, deadline on the monotonic clock, size of the data.
-_JOB: Final = struct.Struct("<QIBdI")
+# Number, key, algorithm, deadline on the monotonic clock, size of the data. Keys are
+# numbered with jobs, of which there are billions in the life of a worker.
+_JOB: Final = struct.Struct("<QQBdI")
 # Number, whether it is a signature, size.
 _ANSWER: Final = struct.Struct("<Q?I")
 
