@@ -88,9 +88,27 @@ class ReplyLookup:
         """
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((tag, answer))
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._work(), name="reply-lookup")
+        if self._task is None:
+            self._start()
         return await answer
+
+    def _start(self) -> None:
+        self._task = asyncio.create_task(self._work(), name="reply-lookup")
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Whatever it has ended of, those who came meanwhile are not left waiting."""
+        self._task = None
+        if task.cancelled():
+            waiting, self._waiting = self._waiting, []
+            _fail(waiting, _no_answer())
+            return
+        if (bug := task.exception()) is not None:
+            task.get_loop().call_exception_handler(
+                {"message": "bug: a look-up of replies failed", "exception": bug, "task": task}
+            )
+        if self._waiting:
+            self._start()
 
     async def _work(self) -> None:
         while self._waiting:
@@ -105,7 +123,11 @@ class ReplyLookup:
                         answer.set_result(tag in taken)
             finally:
                 # A bug or a cancelled task must not leave callers waiting.
-                _fail(asked, StoreUnavailable("The store does not answer at present."))
+                _fail(asked, _no_answer())
+
+
+def _no_answer() -> StoreUnavailable:
+    return StoreUnavailable("The store does not answer at present.")
 
 
 def _fail(asked: Sequence[tuple[bytes, asyncio.Future[bool]]], fault: MeshmintError) -> None:
