@@ -77,6 +77,36 @@ async def test_a_restart_while_idle_is_not_noticed(own_server: PostgresServer):
     await store.close()
 
 
+@pytest.mark.parametrize("times", [1, 10])
+async def test_a_connection_that_the_driver_lost_track_of_is_not_used_again(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, times: int
+):
+    """asyncpg says so where a server ends a session at the wrong moment."""
+    store = Store.open(postgres_url)
+    await store.migrate()
+    row = record_row()
+    await store.record(row)
+    fetch, met = asyncpg.Connection.fetch, set()
+
+    async def lose_track(connection: asyncpg.Connection, *arguments: object) -> list[object]:
+        if len(met) < times:
+            assert connection not in met
+            met.add(connection)
+            raise asyncpg.InternalClientError("another operation (2) is in progress")
+        return await fetch(connection, *arguments)
+
+    monkeypatch.setattr(asyncpg.Connection, "fetch", lose_track)
+    for attempt in (store.find_reply(b"tag", row.created_at), store.record(record_row())):
+        if times == 1:
+            await attempt
+        else:
+            with pytest.raises(StoreUnavailable):
+                await attempt
+    monkeypatch.undo()
+    await store.record(record_row())
+    await store.close()
+
+
 @pytest.fixture
 async def cutting_server(postgres_server: PostgresServer) -> AsyncIterator[CuttingServer]:
     """The way to a server that loses its answers when it is told to."""

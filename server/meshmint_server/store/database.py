@@ -49,6 +49,7 @@ FAULTS = (
     SQLAlchemyError,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # it lost track of a connection
     sqlite3.Error,
     OSError,  # refused, reset, no such socket; TimeoutError is one too
 )

@@ -168,7 +168,7 @@ def _columns(rows: Sequence[RecordRow]) -> list[Sequence[Any]]:
 
 
 def _ends_the_session(fault: Exception) -> bool:
-    if isinstance(fault, OSError | asyncpg.InterfaceError):
+    if isinstance(fault, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError):
         return True
     # 08: the connection; 57P0x: the server shuts down, has crashed or starts.
     return str(getattr(fault, "sqlstate", "")).startswith(("08", "57P0"))
