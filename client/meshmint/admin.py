@@ -13,10 +13,11 @@ from typing import Self, TypedDict, Unpack
 from meshmint import admin_operations as operations
 from meshmint import issuer_operations
 from meshmint.admin_operations import Page, PutRoleResult, Record, RecordFilter
-from meshmint.calls import AsyncCalls, Calls, Settings
+from meshmint.calls import AsyncCalls, Calls
 from meshmint.issuer_operations import Issuer, PreparedIssuer, Rotation
 from meshmint.retry import RetryPolicy
 from meshmint.roles import RoleDocument
+from meshmint.settings import Settings
 from meshmint.tls import ClientCertificate, PemSource
 from meshmint.tokens import TokenSource
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import ParamSpec, Self, TypeVar, Unpack
 
 from meshmint import operations
-from meshmint.calls import AsyncCalls, Settings
+from meshmint.calls import AsyncCalls
 from meshmint.keys import KeyAlgorithm, PrivateKey
 from meshmint.requests import CertificateOptions, CsrSource
 from meshmint.results import (
@@ -22,6 +22,7 @@ from meshmint.results import (
 )
 from meshmint.retry import RetryPolicy
 from meshmint.revocation import CertificateSource, RevocationReason
+from meshmint.settings import Settings
 from meshmint.tls import ClientCertificate, PemSource
 from meshmint.tokens import TokenSource
 

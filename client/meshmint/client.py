@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from meshmint import operations
-from meshmint.calls import Calls, Settings
+from meshmint.calls import Calls
 from meshmint.keys import KeyAlgorithm, PrivateKey
 from meshmint.requests import CertificateOptions, CsrSource
 from meshmint.results import (
@@ -21,6 +21,7 @@ from meshmint.results import (
 )
 from meshmint.retry import RetryPolicy
 from meshmint.revocation import CertificateSource, RevocationReason
+from meshmint.settings import Settings
 from meshmint.tls import ClientCertificate, PemSource
 from meshmint.tokens import TokenSource
 
