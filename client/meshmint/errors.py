@@ -22,9 +22,10 @@ message is for people. No error ever carries a token or a private key.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypedDict
 
 import grpc
 from google.protobuf import any_pb2
@@ -215,6 +216,8 @@ _BY_CODE: dict[str, type[MeshmintError]] = {
 # A gRPC server that stops says so of calls that it has not begun (grpc/grpc#41785): the
 # caller did not cancel, so the server went away.
 _BY_CODE["CANCELLED"] = Unavailable
+# An error that says OK is none that anybody knows.
+_NAMES = {code.value[0]: code.name for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
 
 
 class FailedCall(Protocol):
@@ -242,26 +245,48 @@ def error_from_rpc(failed: FailedCall, *, target: str) -> MeshmintError:
     """
     code = failed.code().name
     message = failed.details() or ""
-    reason = ""
-    violations: list[Violation] = []
-    retry_after: float | None = None
-    for detail in _details(failed):
-        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            info = error_details_pb2.ErrorInfo()
-            detail.Unpack(info)
-            reason = info.reason
-        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
-            bad = error_details_pb2.BadRequest()
-            detail.Unpack(bad)
-            violations += (Violation(v.field, v.description) for v in bad.field_violations)
-        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-            retry = error_details_pb2.RetryInfo()
-            detail.Unpack(retry)
-            retry_after = max(0.0, retry.retry_delay.ToTimedelta().total_seconds())
-    if not reason:
+    told = _told(_details(failed))
+    if not told["reason"]:
         message = _explain_transport(code, message, target)
-    error = _BY_CODE.get(code, MeshmintError)
-    return error(message, code=code, reason=reason, violations=violations, retry_after=retry_after)
+    return _BY_CODE.get(code, MeshmintError)(message, code=code, **told)
+
+
+def error_from_status(status: status_pb2.Status) -> MeshmintError:
+    """Translates what failed by itself inside a call that goes on."""
+    code = _NAMES.get(status.code, "UNKNOWN")
+    message = status.message or f"the server answered {code} and no more"
+    return _BY_CODE.get(code, MeshmintError)(message, code=code, **_told(status.details))
+
+
+class _Told(TypedDict):
+    """What an error's details say beside code and message."""
+
+    reason: str
+    violations: list[Violation]
+    retry_after: float | None
+
+
+def _told(details: Iterable[any_pb2.Any]) -> _Told:
+    told = _Told(reason="", violations=[], retry_after=None)
+    for detail in details:
+        # The code, the message and the other details still tell what a caller must know.
+        with contextlib.suppress(DecodeError, OverflowError):
+            if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+                info = error_details_pb2.ErrorInfo()
+                detail.Unpack(info)
+                told["reason"] = info.reason
+            elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+                bad = error_details_pb2.BadRequest()
+                detail.Unpack(bad)
+                told["violations"] += (
+                    Violation(v.field, v.description) for v in bad.field_violations
+                )
+            elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+                retry = error_details_pb2.RetryInfo()
+                detail.Unpack(retry)
+                delay = retry.retry_delay.ToTimedelta().total_seconds()
+                told["retry_after"] = max(0.0, delay)
+    return told
 
 
 def _details(failed: FailedCall) -> list[any_pb2.Any]:

@@ -15,6 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from google.rpc import error_details_pb2, status_pb2
 from meshmint import (
     AdminClient,
     AnswerRefused,
@@ -189,6 +190,24 @@ def test_details_that_cannot_be_parsed_leave_code_and_message(
     with pytest.raises(PermissionDenied, match="no") as caught:
         client.request_svid()
     assert caught.value.violations == ()
+
+
+def test_a_detail_that_cannot_be_parsed_leaves_the_others(
+    service: FakeService, client: Client
+) -> None:
+    status = status_pb2.Status()
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason="A_REASON"))
+    endless = error_details_pb2.RetryInfo()
+    endless.retry_delay.seconds = 1 << 62
+    status.details.add().Pack(endless)
+    status.details.add(type_url=status.details[0].type_url, value=b"\xff\xff\xff")
+    service.answers.append(
+        refuse_raw(grpc.StatusCode.PERMISSION_DENIED, "no", status.SerializeToString())
+    )
+    with pytest.raises(PermissionDenied, match="no") as caught:
+        client.request_svid()
+    assert caught.value.reason == "A_REASON"
+    assert caught.value.retry_after is None
 
 
 def test_a_message_over_the_size_limit_is_not_sent_again(
