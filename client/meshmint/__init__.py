@@ -47,10 +47,18 @@ if TYPE_CHECKING:
     )
     from meshmint.issuer_operations import Issuer, PreparedIssuer, Rotation
     from meshmint.keys import KeyAlgorithm, PrivateKey, generate_key, make_csr, private_key_pem
-    from meshmint.requests import CertificateOptions, CsrSource
+    from meshmint.requests import (
+        CertificateOptions,
+        CertificateRequest,
+        CsrSource,
+        IssueRequest,
+        SignRequest,
+        SvidRequest,
+    )
     from meshmint.results import (
         Chain,
         IssuedCertificate,
+        Outcome,
         Revocation,
         SignedCertificate,
         Svid,
@@ -67,6 +75,7 @@ __all__ = [
     "AsyncAdminClient",
     "AsyncClient",
     "CertificateOptions",
+    "CertificateRequest",
     "CertificateSource",
     "Chain",
     "Client",
@@ -77,11 +86,13 @@ __all__ = [
     "FailedPrecondition",
     "InternalError",
     "InvalidArgument",
+    "IssueRequest",
     "IssuedCertificate",
     "Issuer",
     "KeyAlgorithm",
     "MeshmintError",
     "NotFound",
+    "Outcome",
     "Page",
     "PemSource",
     "PermissionDenied",
@@ -95,8 +106,10 @@ __all__ = [
     "Revocation",
     "RevocationReason",
     "Rotation",
+    "SignRequest",
     "SignedCertificate",
     "Svid",
+    "SvidRequest",
     "TokenFile",
     "TokenSource",
     "TokenUnavailable",
@@ -156,11 +169,16 @@ _MODULES: dict[str, tuple[str, ...]] = {
     ),
     "requests": (
         "CertificateOptions",
+        "CertificateRequest",
         "CsrSource",
+        "IssueRequest",
+        "SignRequest",
+        "SvidRequest",
     ),
     "results": (
         "Chain",
         "IssuedCertificate",
+        "Outcome",
         "Revocation",
         "SignedCertificate",
         "Svid",

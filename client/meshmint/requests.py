@@ -1,4 +1,4 @@
-"""From the arguments of a call to its protobuf message.
+"""What is asked for: the arguments of a call, and the protobuf message made of them.
 
 Only what cannot be sent at all is refused here; whether it is allowed is the
 server's to say.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address
-from typing import TypedDict, TypeVar
+from typing import TypedDict, TypeVar, Unpack
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -20,7 +21,15 @@ from meshmint.errors import InvalidArgument, Violation
 from meshmint.keys import KeyAlgorithm, check_algorithm
 from meshmint.v1 import certificate_service_pb2 as pb
 
-__all__ = ["CertificateOptions", "CsrSource", "names_message"]
+__all__ = [
+    "CertificateOptions",
+    "CertificateRequest",
+    "CsrSource",
+    "IssueRequest",
+    "SignRequest",
+    "SvidRequest",
+    "names_message",
+]
 
 CsrSource = str | bytes | x509.CertificateSigningRequest
 """A CSR as PEM text, as PEM or DER bytes, or parsed."""
@@ -70,6 +79,105 @@ class CertificateOptions(TypedDict, total=False):
     not_after: datetime | None
     not_before: datetime | None
     timeout: float | None
+
+
+# One of many requests is itself and no other, though another asks for the same: they compare
+# by identity, and a dict can hold what each of them is for.
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SvidRequest:
+    """One request of many, with the arguments of ``request_svid``.
+
+    Attributes:
+        role: Name of the role; empty if exactly one fits the caller.
+        key_algorithm: Kind of key; the role must allow it.
+        spiffe_id: The SPIFFE ID wanted; None: the caller's own.
+        dns_names: DNS names wanted beside it.
+        ttl: Lifetime wanted; None: the role's.
+        timeout: Seconds for this request in place of the client's time-out.
+    """
+
+    role: str = ""
+    key_algorithm: KeyAlgorithm = "ec-p256"
+    spiffe_id: str | None = None
+    dns_names: Sequence[str] = ()
+    ttl: timedelta | None = None
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False, init=False)
+class CertificateRequest:
+    """One request of many, with the arguments of ``request_certificate``.
+
+    Attributes:
+        role: Name of the role; empty if exactly one fits the caller.
+        key_algorithm: Kind of key; the role must allow it.
+        options: Names and validity.
+    """
+
+    role: str
+    key_algorithm: KeyAlgorithm
+    options: CertificateOptions
+
+    def __init__(
+        self,
+        role: str = "",
+        *,
+        key_algorithm: KeyAlgorithm = "ec-p256",
+        **options: Unpack[CertificateOptions],
+    ) -> None:
+        _set(self, role=role, key_algorithm=key_algorithm, options=options)
+
+
+@dataclass(frozen=True, slots=True, eq=False, init=False)
+class SignRequest:
+    """One request of many, with the arguments of ``sign``.
+
+    Attributes:
+        csr: PEM text, PEM or DER bytes, or a parsed CSR.
+        role: Name of the role; empty if exactly one fits the caller.
+        options: Validity, and names beside those of the CSR.
+    """
+
+    csr: CsrSource
+    role: str
+    options: CertificateOptions
+
+    def __init__(
+        self, csr: CsrSource, role: str = "", **options: Unpack[CertificateOptions]
+    ) -> None:
+        _set(self, csr=csr, role=role, options=options)
+
+
+@dataclass(frozen=True, slots=True, eq=False, init=False)
+class IssueRequest:
+    """One request of many, with the arguments of ``issue``.
+
+    Attributes:
+        role: Name of the role; empty if exactly one fits the caller.
+        key_algorithm: Kind of key; None: the role decides.
+        options: Names and validity.
+    """
+
+    role: str
+    key_algorithm: KeyAlgorithm | None
+    options: CertificateOptions
+
+    def __init__(
+        self,
+        role: str = "",
+        *,
+        key_algorithm: KeyAlgorithm | None = None,
+        **options: Unpack[CertificateOptions],
+    ) -> None:
+        _set(self, role=role, key_algorithm=key_algorithm, options=options)
+
+
+def _set(request: object, **fields: object) -> None:
+    # What a frozen dataclass does itself, where the arguments are its fields.
+    for name, value in fields.items():
+        object.__setattr__(request, name, value)
 
 
 def names_message(options: CertificateOptions) -> pb.CertificateNames:

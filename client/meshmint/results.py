@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from meshmint.errors import AnswerRefused
+from meshmint.errors import AnswerRefused, MeshmintError
 from meshmint.files import (
     BUNDLE_FILE,
     CERTIFICATE_FILE,
@@ -31,11 +32,15 @@ from meshmint.revocation import RevocationReason
 __all__ = [
     "Chain",
     "IssuedCertificate",
+    "Outcome",
     "Revocation",
     "SignedCertificate",
     "Svid",
     "TrustBundle",
 ]
+
+Request = TypeVar("Request")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,33 @@ class Svid(IssuedCertificate):
     """
 
     spiffe_id: str
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Request, Result]):
+    """What became of one request of many.
+
+    Attributes:
+        request: The very object that was given.
+    """
+
+    request: Request
+    _outcome: Result | MeshmintError
+
+    @property
+    def error(self) -> MeshmintError | None:
+        """Why there is no certificate; None if there is one."""
+        return self._outcome if isinstance(self._outcome, MeshmintError) else None
+
+    def result(self) -> Result:
+        """The certificate, checked as that of a single call.
+
+        Raises:
+            MeshmintError: There is none; this is ``error``.
+        """
+        if isinstance(self._outcome, MeshmintError):
+            raise self._outcome
+        return self._outcome
 
 
 @dataclass(frozen=True)

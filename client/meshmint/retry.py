@@ -65,6 +65,15 @@ class RetryPolicy:
         return min(self.max_delay, self.initial_delay * self.multiplier**exponent)
 
 
+def is_temporary(error: MeshmintError) -> bool:
+    """Whether another attempt may fare better."""
+    if isinstance(error, ResourceExhausted):
+        # Without a reason it is gRPC's own, for a message over the size limit, which never
+        # gets smaller.
+        return bool(error.reason)
+    return isinstance(error, Unavailable)
+
+
 class Attempts:
     """The attempts of one call, under its deadline."""
 
@@ -88,15 +97,14 @@ class Attempts:
         """Seconds that are left of the deadline, never less than a millisecond."""
         return max(0.001, self._deadline - self._clock())
 
+    def is_over(self) -> bool:
+        """Whether the deadline has passed."""
+        return self._clock() >= self._deadline
+
     def pause_after(self, error: MeshmintError) -> float | None:
         """Seconds to wait after a failed attempt; None if there is to be no other."""
         self._made += 1
-        if not isinstance(error, Unavailable | ResourceExhausted):
-            return None
-        if self._made >= self._policy.max_attempts:
-            return None
-        if isinstance(error, ResourceExhausted) and not error.reason:
-            # gRPC's own, for a message over the size limit, which never gets smaller.
+        if self._made >= self._policy.max_attempts or not is_temporary(error):
             return None
         pause = self._draw(0.0, self._policy.longest_delay(self._made))
         pause += error.retry_after or 0.0
