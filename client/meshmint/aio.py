@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar, Unpack
 
-from meshmint import operations
+from meshmint import operations, stream_operations
 from meshmint.calls import AsyncCalls
 from meshmint.keys import KeyAlgorithm, PrivateKey
-from meshmint.requests import CertificateOptions, CsrSource
+from meshmint.requests import (
+    CertificateOptions,
+    CertificateRequest,
+    CsrSource,
+    IssueRequest,
+    SignRequest,
+    SvidRequest,
+)
 from meshmint.results import (
     Chain,
     IssuedCertificate,
+    Outcome,
     Revocation,
     SignedCertificate,
     Svid,
@@ -179,6 +187,72 @@ class AsyncClient:
             MeshmintError: See meshmint.errors for what each subclass means.
         """
         return await self._calls.run(operations.issue(role, key_algorithm, options))
+
+    def request_svids(
+        self, requests: AsyncIterable[SvidRequest] | Iterable[SvidRequest]
+    ) -> AsyncGenerator[Outcome[SvidRequest, Svid], None]:
+        """Gets many X509-SVIDs over one stream, for keys that are made here and never travel.
+
+        Each as by ``request_svid``, with deadline, retries and checks of its own: a
+        request that fails fails alone, and outcomes come in any order. A stream that
+        breaks is opened again, and what it left unanswered is sent again; nothing is
+        minted twice. At most 256 requests are taken ahead of the outcomes. Close the
+        generator to end it early.
+
+        Args:
+            requests: What is wanted, with or without an end. What is not asynchronous must
+                not block.
+
+        Raises:
+            MeshmintError: No stream can be had, and no other would fare better; or the
+                server answered what was not asked. It concerns all that have no outcome yet.
+        """
+        return self._calls.many(stream_operations.REQUEST_SVIDS, requests)
+
+    def request_certificates(
+        self, requests: AsyncIterable[CertificateRequest] | Iterable[CertificateRequest]
+    ) -> AsyncGenerator[Outcome[CertificateRequest, IssuedCertificate], None]:
+        """Gets many certificates over one stream, for keys that are made here and never travel.
+
+        Each as by ``request_certificate``, and otherwise like ``request_svids``.
+
+        Args:
+            requests: What is wanted, with or without an end.
+
+        Raises:
+            MeshmintError: As in ``request_svids``.
+        """
+        return self._calls.many(stream_operations.REQUEST_CERTIFICATES, requests)
+
+    def sign_many(
+        self, requests: AsyncIterable[SignRequest] | Iterable[SignRequest]
+    ) -> AsyncGenerator[Outcome[SignRequest, SignedCertificate], None]:
+        """Gets certificates for the public keys of many CSRs over one stream.
+
+        Each as by ``sign``, and otherwise like ``request_svids``.
+
+        Args:
+            requests: What is wanted, with or without an end.
+
+        Raises:
+            MeshmintError: As in ``request_svids``.
+        """
+        return self._calls.many(stream_operations.SIGN_MANY, requests)
+
+    def issue_many(
+        self, requests: AsyncIterable[IssueRequest] | Iterable[IssueRequest]
+    ) -> AsyncGenerator[Outcome[IssueRequest, IssuedCertificate], None]:
+        """Has the server make many key pairs over one stream; the private keys cross the network.
+
+        Each as by ``issue``, and otherwise like ``request_svids``.
+
+        Args:
+            requests: What is wanted, with or without an end.
+
+        Raises:
+            MeshmintError: As in ``request_svids``.
+        """
+        return self._calls.many(stream_operations.ISSUE_MANY, requests)
 
     async def revoke(
         self,

@@ -7,23 +7,34 @@ one is opened by its first call, inside the event loop that it then belongs to.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+)
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from meshmint.aio_exchange import AsyncExchange
 from meshmint.errors import (
     AnswerRefused,
     ConfigurationError,
     DeadlineExceeded,
     MeshmintError,
-    Unavailable,
 )
+from meshmint.exchange import Exchange, ended
 from meshmint.operations import Operation, Result
+from meshmint.results import Outcome
 from meshmint.retry import Attempts
 from meshmint.settings import Settings
+from meshmint.stream_operations import Request, StreamOperation
 
 __all__ = ["AsyncCalls", "Calls"]
 
@@ -44,6 +55,7 @@ class Calls:
         )
         self._methods: dict[str, Callable[..., Any]] = {}
         self._closed = threading.Event()
+        self._exchanges: set[Exchange[Any, Any]] = set()
 
     def run(self, operation: Operation[Result]) -> Result:
         """Makes the call, again where that makes sense.
@@ -99,7 +111,7 @@ class Calls:
                     if is_news(result, last):
                         last = result
                         yield result
-                error = _ended()
+                error = ended()
             except grpc.RpcError as failed:
                 error = self._settings.failed(failed)
             except DeadlineExceeded as late:
@@ -146,9 +158,35 @@ class Calls:
             timer.cancel()
             call.cancel()
 
+    def many(
+        self, operation: StreamOperation[Request, Result], requests: Iterable[Request]
+    ) -> Generator[Outcome[Request, Result], None, None]:
+        """Makes a call for many; yields what becomes of each request.
+
+        Raises:
+            MeshmintError: What no other stream mends.
+        """
+        exchange = Exchange(operation, self._settings, self._open_exchange)
+        self._exchanges.add(exchange)
+        try:
+            if self._closed.is_set():
+                raise ConfigurationError(_CLOSED)
+            yield from exchange.outcomes(requests)
+        finally:
+            self._exchanges.discard(exchange)
+
+    def _open_exchange(self, path: str, messages: Iterator[Message], token: str | None) -> Any:
+        if path not in self._methods:
+            self._methods[path] = self._channel.stream_stream(
+                path, request_serializer=_serialized, response_deserializer=_unparsed
+            )
+        return self._methods[path](messages, metadata=_metadata(token))
+
     def close(self) -> None:
         """Closes the channel; calls under way end with ConfigurationError."""
         self._closed.set()
+        for exchange in tuple(self._exchanges):
+            exchange.close(ConfigurationError(_CLOSED))
         self._channel.close()
 
     def _method(self, operation: Operation[Any]) -> Callable[..., Any]:
@@ -169,6 +207,7 @@ class AsyncCalls:
         self._channel: grpc.aio.Channel | None = None
         self._methods: dict[str, Callable[..., Any]] = {}
         self._closed = False
+        self._exchanges: set[AsyncExchange[Any, Any]] = set()
 
     async def run(self, operation: Operation[Result]) -> Result:
         """Makes the call, again where that makes sense.
@@ -219,7 +258,7 @@ class AsyncCalls:
                     if is_news(result, last):
                         last = result
                         yield result
-                error = _ended()
+                error = ended()
             except grpc.aio.AioRpcError as failed:
                 error = self._settings.failed(failed)
             except TimeoutError:
@@ -229,7 +268,7 @@ class AsyncCalls:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
                     raise
-                error = _ended()
+                error = ended()
             finally:
                 call.cancel()
             if self._closed:
@@ -252,6 +291,31 @@ class AsyncCalls:
         )
         return call
 
+    async def many(
+        self,
+        operation: StreamOperation[Request, Result],
+        requests: AsyncIterable[Request] | Iterable[Request],
+    ) -> AsyncGenerator[Outcome[Request, Result], None]:
+        """Makes a call for many; yields what becomes of each request; see Calls.many."""
+        if self._closed:
+            raise ConfigurationError(_CLOSED)
+        exchange = AsyncExchange(operation, self._settings, self._open_exchange)
+        self._exchanges.add(exchange)
+        try:
+            async with contextlib.aclosing(exchange.outcomes(requests)) as outcomes:
+                async for outcome in outcomes:
+                    yield outcome
+        finally:
+            self._exchanges.discard(exchange)
+
+    def _open_exchange(self, path: str, token: str | None) -> Any:
+        channel = self._open_channel()
+        if path not in self._methods:
+            self._methods[path] = channel.stream_stream(
+                path, request_serializer=_serialized, response_deserializer=_unparsed
+            )
+        return self._methods[path](None, metadata=_metadata(token))
+
     async def _token(self, attempts: Attempts) -> str | None:
         try:
             async with asyncio.timeout(attempts.left()) as limit:
@@ -264,6 +328,8 @@ class AsyncCalls:
     async def close(self) -> None:
         """Closes the channel; calls under way end as cancelled."""
         self._closed = True
+        for exchange in tuple(self._exchanges):
+            exchange.close(ConfigurationError(_CLOSED))
         if self._channel is not None:
             await self._channel.close(None)
 
@@ -309,10 +375,6 @@ def _result(operation: Operation[Result], answer: bytes) -> Result:
     except DecodeError as error:
         raise AnswerRefused("the answer is not the message that this call returns") from error
     return operation.result(message)
-
-
-def _ended() -> MeshmintError:
-    return Unavailable("the server ended the stream")
 
 
 def _no_message() -> MeshmintError:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Self, Unpack
 
-from meshmint import operations
+from meshmint import operations, stream_operations
 from meshmint.calls import Calls
 from meshmint.keys import KeyAlgorithm, PrivateKey
-from meshmint.requests import CertificateOptions, CsrSource
+from meshmint.requests import (
+    CertificateOptions,
+    CertificateRequest,
+    CsrSource,
+    IssueRequest,
+    SignRequest,
+    SvidRequest,
+)
 from meshmint.results import (
     Chain,
     IssuedCertificate,
+    Outcome,
     Revocation,
     SignedCertificate,
     Svid,
@@ -172,6 +180,72 @@ class Client:
             MeshmintError: See meshmint.errors for what each subclass means.
         """
         return self._calls.run(operations.issue(role, key_algorithm, options))
+
+    def request_svids(
+        self, requests: Iterable[SvidRequest]
+    ) -> Generator[Outcome[SvidRequest, Svid], None, None]:
+        """Gets many X509-SVIDs over one stream, for keys that are made here and never travel.
+
+        Each as by ``request_svid``, with deadline, retries and checks of its own: a
+        request that fails fails alone, and outcomes come in any order. A stream that
+        breaks is opened again, and what it left unanswered is sent again; nothing is
+        minted twice. At most 256 requests are taken ahead of the outcomes. Close the
+        generator to end it early.
+
+        Args:
+            requests: What is wanted, with or without an end. Another thread reads it, which
+                may wait there for the next one while outcomes come.
+
+        Raises:
+            MeshmintError: No stream can be had, and no other would fare better; or the
+                server answered what was not asked. It concerns all that have no outcome yet.
+        """
+        return self._calls.many(stream_operations.REQUEST_SVIDS, requests)
+
+    def request_certificates(
+        self, requests: Iterable[CertificateRequest]
+    ) -> Generator[Outcome[CertificateRequest, IssuedCertificate], None, None]:
+        """Gets many certificates over one stream, for keys that are made here and never travel.
+
+        Each as by ``request_certificate``, and otherwise like ``request_svids``.
+
+        Args:
+            requests: What is wanted, with or without an end.
+
+        Raises:
+            MeshmintError: As in ``request_svids``.
+        """
+        return self._calls.many(stream_operations.REQUEST_CERTIFICATES, requests)
+
+    def sign_many(
+        self, requests: Iterable[SignRequest]
+    ) -> Generator[Outcome[SignRequest, SignedCertificate], None, None]:
+        """Gets certificates for the public keys of many CSRs over one stream.
+
+        Each as by ``sign``, and otherwise like ``request_svids``.
+
+        Args:
+            requests: What is wanted, with or without an end.
+
+        Raises:
+            MeshmintError: As in ``request_svids``.
+        """
+        return self._calls.many(stream_operations.SIGN_MANY, requests)
+
+    def issue_many(
+        self, requests: Iterable[IssueRequest]
+    ) -> Generator[Outcome[IssueRequest, IssuedCertificate], None, None]:
+        """Has the server make many key pairs over one stream; the private keys cross the network.
+
+        Each as by ``issue``, and otherwise like ``request_svids``.
+
+        Args:
+            requests: What is wanted, with or without an end.
+
+        Raises:
+            MeshmintError: As in ``request_svids``.
+        """
+        return self._calls.many(stream_operations.ISSUE_MANY, requests)
 
     def revoke(
         self,

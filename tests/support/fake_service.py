@@ -101,9 +101,37 @@ def pem(certificate: x509.Certificate) -> str:
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
+class Messages:
+    """The messages of a stream, as they are read.
+
+    Attributes:
+        read: Those that have been.
+        has_ended: The client has said that there are no more.
+    """
+
+    def __init__(self, messages: Iterator[Any]) -> None:
+        self._messages = messages
+        self.read: list[Any] = []
+        self.has_ended = False
+
+    def __iter__(self) -> Iterator[Any]:
+        for message in self._messages:
+            self.read.append(message)
+            yield message
+        self.has_ended = True
+
+    def items(self) -> Iterator[Any]:
+        """Their items, one by one."""
+        return (item for message in self for item in message.items)
+
+    def read_items(self) -> list[Any]:
+        """The items that have been read."""
+        return [item for message in list(self.read) for item in message.items]
+
+
 @dataclass
 class Call:
-    """One call that arrived."""
+    """One call that arrived; the request of a stream is its messages."""
 
     method: str
     request: Any
@@ -141,6 +169,18 @@ class FakeService(pb_grpc.CertificateServiceServicer, admin_service_pb2_grpc.Adm
         """Makes a certificate for a CSR."""
         return self._answer("Sign", request, context, self.sign)
 
+    def IssueStream(  # noqa: N802 - gRPC's name
+        self, messages: Iterator[pb.IssueStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.IssueStreamResponse]:
+        """Makes a key and a certificate for each item."""
+        yield from self._answer("IssueStream", Messages(messages), context, self.issue_items)
+
+    def SignStream(  # noqa: N802 - gRPC's name
+        self, messages: Iterator[pb.SignStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.SignStreamResponse]:
+        """Makes a certificate for the CSR of each item."""
+        yield from self._answer("SignStream", Messages(messages), context, self.sign_items)
+
     def Revoke(self, request: pb.RevokeRequest, context: grpc.ServicerContext) -> pb.RevokeResponse:  # noqa: N802 - gRPC's name
         """Says that the certificate is revoked."""
         return self._answer("Revoke", request, context, self.revoke)
@@ -175,7 +215,9 @@ class FakeService(pb_grpc.CertificateServiceServicer, admin_service_pb2_grpc.Adm
         ).decode()
         return pb.IssueResponse(private_key=private, **self.fields(leaf, request.role))
 
-    def sign(self, request: pb.SignRequest, context: grpc.ServicerContext) -> pb.SignResponse:
+    def sign(
+        self, request: pb.SignRequest, context: grpc.ServicerContext | None
+    ) -> pb.SignResponse:
         """The right answer to Sign: the names of the CSR, or else the own SPIFFE ID."""
         csr = read_csr(request)
         try:
@@ -186,6 +228,29 @@ class FakeService(pb_grpc.CertificateServiceServicer, admin_service_pb2_grpc.Adm
             names.append(x509.UniformResourceIdentifier(OWN_SPIFFE_ID))
         leaf = self.authority.mint(csr.public_key(), names)
         return pb.SignResponse(**self.fields(leaf, request.role))
+
+    def issue_items(
+        self, messages: Messages, context: grpc.ServicerContext
+    ) -> Iterator[pb.IssueStreamResponse]:
+        """The right answer to IssueStream: one message for each item."""
+        for item in messages.items():
+            answer = pb.IssueStreamResponse()
+            answer.items.add(id=item.id, response=self.issue(item.request, context))
+            yield answer
+
+    def sign_items(
+        self, messages: Messages, context: grpc.ServicerContext
+    ) -> Iterator[pb.SignStreamResponse]:
+        """The right answer to SignStream: one message for each item."""
+        for item in messages.items():
+            yield self.signed(item)
+
+    def signed(self, *items: Any) -> pb.SignStreamResponse:
+        """The right answer to items of a SignStream, in one message."""
+        answer = pb.SignStreamResponse()
+        for item in items:
+            answer.items.add(id=item.id, response=self.sign(item.request, None))
+        return answer
 
     def revoke(self, request: pb.RevokeRequest, context: grpc.ServicerContext) -> pb.RevokeResponse:
         """The right answer to Revoke of a serial number."""
@@ -296,6 +361,18 @@ def refuse(
     retry_after: float | None = None,
 ) -> Answer:
     """An answer that fails as the service fails: with details."""
+    status = status_of(code, message, reason, violations, retry_after)
+    return refuse_raw(code, message, status.SerializeToString())
+
+
+def status_of(
+    code: grpc.StatusCode,
+    message: str,
+    reason: str,
+    violations: Sequence[tuple[str, str]] = (),
+    retry_after: float | None = None,
+) -> status_pb2.Status:
+    """What the service fails with."""
     status = status_pb2.Status(code=code.value[0], message=message)
     if reason:
         _add(status, error_details_pb2.ErrorInfo(reason=reason, domain="meshmint"))
@@ -313,7 +390,7 @@ def refuse(
         info = error_details_pb2.RetryInfo()
         info.retry_delay.FromTimedelta(timedelta(seconds=retry_after))
         _add(status, info)
-    return refuse_raw(code, message, status.SerializeToString())
+    return status
 
 
 def refuse_raw(code: grpc.StatusCode, message: str, details: bytes) -> Answer:
