@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from meshmint_server.errors import Overloaded
@@ -19,7 +21,11 @@ from meshmint_server.keys import (
     RemoteKeyRing,
     default_algorithm,
     public_key_info,
+    wire,
 )
+from meshmint_server.keys.algorithm import Scheme, SignatureAlgorithm
+from meshmint_server.keys.signer import Signer
+from meshmint_server.keys.signing_process import SigningProcess
 from support.softhsm import Token
 
 Make = Callable[..., RemoteKeyRing]
@@ -160,6 +166,113 @@ async def test_a_key_that_is_opened_after_billions_of_signatures_signs(make: Mak
     # Keys are numbered with signatures: this many are made in two weeks of full load.
     ring._number = 2**32
     assert await is_signing(ring, made.uri)
+
+
+async def test_what_nobody_waits_for_any_more_is_not_sent_to_be_signed(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = make()
+    key = await ring.generate("issuer", "ec-p256")
+    algorithm = default_algorithm(key.public_key)
+    sent: list[bytes] = []
+    pack = wire.pack_jobs
+
+    def pack_and_count(jobs: Iterable[wire.SignatureJob]) -> bytes:
+        jobs = list(jobs)
+        sent.extend(job.data for job in jobs)
+        return pack(jobs)
+
+    monkeypatch.setattr(wire, "pack_jobs", pack_and_count)
+    stopped = pid_of(ring)
+    os.kill(stopped, signal.SIGSTOP)
+    first = asyncio.create_task(key.sign(b"first", algorithm))
+    await asyncio.sleep(0.05)
+    left = [asyncio.create_task(key.sign(b"left", algorithm)) for _ in range(50)]
+    await asyncio.sleep(0.05)
+    for one in left:
+        one.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    os.kill(stopped, signal.SIGCONT)
+    await first
+    await key.sign(b"last", algorithm)
+    assert sent == [b"first", b"last"]
+
+
+async def test_a_key_that_is_not_held_is_asked_for_once_however_many_want_it(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = make()
+    key = await ring.generate("issuer", "ec-p256")
+    algorithm = default_algorithm(key.public_key)
+    asked: list[str] = []
+    question = ring._question
+
+    async def ask(do: str, **arguments: object) -> object:
+        asked.append(do)
+        return await question(do, **arguments)
+
+    monkeypatch.setattr(ring, "_question", ask)
+    (tmp_path / "keys/issuer.pem").rename(tmp_path / "aside.pem")
+    os.kill(pid_of(ring), signal.SIGKILL)
+    outcomes = await asyncio.gather(
+        *(key.sign(b"message", algorithm) for _ in range(100)), return_exceptions=True
+    )
+    assert all(isinstance(one, KeyFault) for one in outcomes)
+    await ring.find_token()  # answered after those that were asked for before
+    # By the process when it started, and by all who missed the key then.
+    assert asked.count("adopt") == 2
+
+
+async def test_a_process_is_replaced_also_while_no_thread_is_to_be_had(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    ring = make()
+    key = await ring.generate("issuer", "ec-p256")
+    algorithm = default_algorithm(key.public_key)
+    with monkeypatch.context() as shortage:
+        shortage.setattr(asyncio, "to_thread", refuse)
+        os.kill(pid_of(ring), signal.SIGKILL)
+        await key.sign(b"message", algorithm)
+    assert await is_signing(ring, key.uri)
+
+
+class Broken:
+    """A key whose module raises what no module should."""
+
+    def __init__(self, signer: Signer) -> None:
+        self.signer = signer
+
+    def sign_now(self, data: bytes, _algorithm: object) -> bytes:
+        if data == b"broken":
+            raise ZeroDivisionError
+        return b"signature of " + data
+
+
+async def test_every_job_is_answered_also_where_the_module_meets_a_bug() -> None:
+    ours, theirs = socket.socketpair()
+    signer = Signer("test")
+    with ours, theirs:
+        ours.settimeout(10)
+        process = SigningProcess(theirs)
+        process._limit = 5.0
+        process._keys[1] = Broken(signer)  # type: ignore[assignment]
+        algorithm = SignatureAlgorithm(Scheme.ECDSA, "sha256")
+        data = (b"one", b"broken", b"two")
+        process._sign(
+            [wire.SignatureJob(n, 1, algorithm, monotonic() + 60, d) for n, d in enumerate(data)]
+        )
+        answers: list[wire.Answer] = []
+        frames = wire.Frames()
+        while len(answers) < len(data):
+            for _, body in frames.feed(ours.recv(65536)):
+                answers += wire.unpack_answers(body)
+        assert [answer.is_signature for answer in answers] == [True, False, True]
+        assert isinstance(wire.unpack_error(answers[1].payload), KeyFault)
+        process._loop.close()
+    assert signer.close()
 
 
 async def test_more_than_the_queue_holds_is_refused_at_once(make: Make) -> None:

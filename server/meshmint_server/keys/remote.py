@@ -123,6 +123,7 @@ class RemoteKeyRing:
         self._gathering = Gathering(self._flush)
         self._keys: dict[int, RemoteKey] = {}
         self._known: dict[tuple[str, bytes], RemoteKey] = {}
+        self._adopting: set[int] = set()
         # Since when the process owes an answer and has given none; None if it owes none.
         self._owes_since: float | None = None
 
@@ -189,7 +190,7 @@ class RemoteKeyRing:
 
     async def _question(self, do: str, **arguments: object) -> Any:
         life = self._life
-        if life is None:
+        if life is None or life.over.is_set():
             raise self._fault or KeyFault("There is no signing process.")
         number = self._next_number()
         asking = _Asking(asyncio.get_running_loop().create_future(), monotonic() + _ASK_SECONDS)
@@ -267,7 +268,7 @@ class RemoteKeyRing:
             return
         error = wire.unpack_error(answer.payload)
         if error.reason == wire.NOT_HELD:
-            self._start(self._adopt(signing.job.key))
+            self._start(self._adopt_once(signing.job.key))
             error = KeyFault(error.message).for_callers()
         signing.future.set_exception(error)
 
@@ -334,6 +335,8 @@ class RemoteKeyRing:
                 detail = f"The signing process cannot be started: {error}."
             except MeshmintError as error:
                 detail = error.detail if isinstance(error, KeyFault) else error.message
+            except Exception as error:  # noqa: BLE001  without this task nothing is signed any more
+                _log.error("bug: a signing process could not be used", exc_info=error)
             finally:
                 self._life = None
                 if life is not None:
@@ -380,6 +383,15 @@ class RemoteKeyRing:
             return
         public_key = public_key_info(key.public_key).hex()
         await self._try("adopt", key=number, uri=key.uri, public_key=public_key)
+
+    async def _adopt_once(self, number: int) -> None:
+        """However many want the key: to read a key file takes longer than a signature."""
+        if number not in self._adopting:
+            self._adopting.add(number)
+            try:
+                await self._adopt(number)
+            finally:
+                self._adopting.discard(number)
 
     async def _try(self, do: str, **arguments: object) -> None:
         """Asks for what a signature does for itself, too, if it fails now."""
@@ -481,7 +493,8 @@ async def _end(life: _Life, detail: str, *, at_once: bool) -> str:
     wait = asyncio.to_thread(life.process.wait, _CLOSE_SECONDS)
     try:
         status = await asyncio.shield(wait)
-    except (subprocess.TimeoutExpired, asyncio.CancelledError):
+    except (subprocess.TimeoutExpired, asyncio.CancelledError, RuntimeError):
+        # RuntimeError: no thread is to be had.
         life.process.kill()
         status = life.process.wait()
     return f"The signing process ended with status {status}." if life.is_ready else detail

@@ -127,6 +127,10 @@ class SigningProcess:
                 # Frames of this thread hold session objects that must be freed on it.
                 error.__traceback__ = error.__context__ = error.__cause__ = None
                 done.append(_failed(job, error))
+            except Exception as error:  # noqa: BLE001  a job without an answer holds up all others
+                _log.error("bug: could not sign", exc_info=error)
+                fault = KeyFault(f"The signing process failed: {type(error).__name__}.")
+                done.append(_failed(job, fault.for_callers()))
         if done:
             self._send(wire.pack_answers(done))
 
