@@ -235,6 +235,24 @@ async def test_a_caller_who_has_lost_the_role_gets_nothing_more(world: World) ->
         await world.replicas[0].issue(request_id)
 
 
+async def test_a_caller_who_has_another_role_now_gets_nothing_of_the_one_it_had(
+    world: World,
+) -> None:
+    request_id = new_id()
+    here = world.replicas[0]
+    here.roles.roles = {"svid": ROLES["svid"]}
+    first = await here.issue(request_id, role="")
+    here.roles.roles = {"short": ROLES["short"]}
+    with pytest.raises(InvalidRequest) as caught:
+        await here.issue(request_id, role="")
+    assert caught.value.reason == "REQUEST_ID_REUSED"
+    assert await here.recorded() == [first.serial_number]
+    here.roles.roles = dict(ROLES)
+    assert (await here.issue(request_id, role="svid", body=b"body")).serial_number == (
+        first.serial_number
+    )
+
+
 async def test_a_failed_attempt_leaves_the_id_free_for_the_next(world: World) -> None:
     request_id = new_id()
     world.key.fault = KeyUnavailable("the token is gone")

@@ -25,7 +25,6 @@ def caller(authenticator: str = "cluster", subject: str = "system:serviceaccount
 
 def kept(attempt: Attempt) -> KeptReply:
     reply = attempt.seal(
-        role=RECORD.role,
         certificate=RECORD.certificate,
         private_key_pem=PRIVATE_KEY,
         warnings=("shorter", "ünï"),
@@ -43,14 +42,14 @@ def refused(attempt: Attempt, reply: KeptReply) -> str:
 
 
 def test_the_same_request_of_the_same_caller_opens_it() -> None:
-    sealed = kept(Attempt.of(caller(), REQUEST))
-    again = Attempt.of(caller(), replace(REQUEST))
+    sealed = kept(Attempt.of(caller(), RECORD.role, REQUEST))
+    again = Attempt.of(caller(), RECORD.role, replace(REQUEST))
     assert again.tag == sealed.reply.tag
     assert again.open(sealed) == (PRIVATE_KEY, ("shorter", "ünï"))
 
 
 def test_two_seals_of_one_reply_share_nothing_but_their_tag() -> None:
-    attempt = Attempt.of(caller(), REQUEST)
+    attempt = Attempt.of(caller(), RECORD.role, REQUEST)
     one, other = kept(attempt).reply.sealed, kept(attempt).reply.sealed
     assert one[:12] != other[:12]
     assert one[12:] != other[12:]
@@ -58,8 +57,8 @@ def test_two_seals_of_one_reply_share_nothing_but_their_tag() -> None:
 
 @pytest.mark.parametrize("change", [{"kind": "meshmint.v1.SignRequest"}, {"body": b"a bodY"}])
 def test_another_request_with_the_same_id_finds_it_and_is_told(change: dict[str, str]) -> None:
-    sealed = kept(Attempt.of(caller(), REQUEST))
-    other = Attempt.of(caller(), replace(REQUEST, **change))  # type: ignore[arg-type]
+    sealed = kept(Attempt.of(caller(), RECORD.role, REQUEST))
+    other = Attempt.of(caller(), RECORD.role, replace(REQUEST, **change))  # type: ignore[arg-type]
     assert other.tag == sealed.reply.tag
     assert refused(other, sealed) == "REQUEST_ID_REUSED"
 
@@ -75,20 +74,17 @@ def test_another_request_with_the_same_id_finds_it_and_is_told(change: dict[str,
     ],
 )
 def test_another_caller_with_the_same_id_does_not_find_it(other: Caller) -> None:
-    sealed = kept(Attempt.of(caller(), REQUEST))
-    attempt = Attempt.of(other, REQUEST)
+    sealed = kept(Attempt.of(caller(), RECORD.role, REQUEST))
+    attempt = Attempt.of(other, RECORD.role, REQUEST)
     assert attempt.tag != sealed.reply.tag
     assert refused(attempt, sealed) == "REQUEST_ID_REUSED"
 
 
 def test_a_reply_that_was_changed_or_moved_to_another_record_does_not_open() -> None:
-    attempt = Attempt.of(caller(), REQUEST)
+    attempt = Attempt.of(caller(), RECORD.role, REQUEST)
     sealed = kept(attempt)
-    for record in (
-        replace(RECORD, role="db"),
-        replace(RECORD, certificate=RECORD.certificate[::-1]),
-    ):
-        refused(attempt, KeptReply(sealed.reply, record))
+    refused(attempt, KeptReply(sealed.reply, replace(RECORD, certificate=RECORD.certificate[::-1])))
+    refused(Attempt.of(caller(), "db", REQUEST), sealed)
     whole = sealed.reply.sealed
     for place in range(0, len(whole), 7):
         changed = bytearray(whole)
@@ -99,7 +95,7 @@ def test_a_reply_that_was_changed_or_moved_to_another_record_does_not_open() -> 
 
 
 def test_what_is_kept_shows_neither_key_nor_id() -> None:
-    attempt = Attempt.of(caller(), REQUEST)
+    attempt = Attempt.of(caller(), RECORD.role, REQUEST)
     reply = kept(attempt).reply
     for secret in (b"PRIVATE KEY", b"nobody", REQUEST.request_id.encode()):
         assert secret not in reply.sealed + reply.tag
@@ -127,7 +123,7 @@ def test_what_is_kept_shows_neither_key_nor_id() -> None:
 )
 def test_what_is_no_request_id_is_refused_and_not_repeated(request_id: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        Attempt.of(caller(), replace(REQUEST, request_id=request_id))
+        Attempt.of(caller(), RECORD.role, replace(REQUEST, request_id=request_id))
     assert caught.value.reason == "REQUEST_ID_INVALID"
     assert [violation.field for violation in caught.value.violations] == ["request_id"]
     assert request_id not in f"{caught.value.message} {caught.value.violations}"
@@ -144,4 +140,4 @@ def test_what_is_no_request_id_is_refused_and_not_repeated(request_id: str) -> N
     ids=["hexadecimal", "base64url", "longest", "UUID"],
 )
 def test_the_usual_forms_of_random_ids_are_taken(request_id: str) -> None:
-    Attempt.of(caller(), replace(REQUEST, request_id=request_id))
+    Attempt.of(caller(), RECORD.role, replace(REQUEST, request_id=request_id))

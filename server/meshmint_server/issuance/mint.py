@@ -105,7 +105,7 @@ class Mint:
         """
         try:
             role = choose_role(self._roles.roles, caller, role_name)
-            attempt = None if retryable is None else Attempt.of(caller, retryable)
+            attempt = None if retryable is None else Attempt.of(caller, role.name, retryable)
             async with self._admission.enter(caller, role.name, deadline):
                 if attempt is None or role.no_store:
                     return await self.issue_under(
@@ -202,7 +202,6 @@ class Mint:
             reply=None
             if attempt is None
             else attempt.seal(
-                role=grant.role,
                 certificate=der,
                 private_key_pem=private_key,
                 warnings=decision.warnings,

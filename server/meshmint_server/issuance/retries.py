@@ -75,8 +75,14 @@ class Attempt:
     _bound: bytes = field(repr=False)
 
     @classmethod
-    def of(cls, caller: Caller, retryable: Retryable) -> Attempt:
+    def of(cls, caller: Caller, role: str, retryable: Retryable) -> Attempt:
         """Derives tag and key (HKDF, RFC 5869) from the request id, for this caller alone.
+
+        Args:
+            caller: Who asks.
+            role: The role that was chosen for this attempt. A reply under another one does
+                not open: the caller may have lost that role.
+            retryable: What the request is known by.
 
         Raises:
             InvalidRequest: It is no request id.
@@ -97,13 +103,13 @@ class Attempt:
             salt=None,
             info=_framed(b"meshmint reply 1", _utf8(caller.authenticator), _utf8(caller.subject)),
         ).derive(retryable.request_id.encode("ascii"))
-        bound = _framed(_utf8(retryable.kind), hashlib.sha256(retryable.body).digest())
+        body = hashlib.sha256(retryable.body).digest()
+        bound = _framed(_utf8(retryable.kind), body, _utf8(role))
         return cls(derived[:_KEY_LENGTH], derived[_KEY_LENGTH:], bound)
 
     def seal(
         self,
         *,
-        role: str,
         certificate: bytes,
         private_key_pem: str | None,
         warnings: tuple[str, ...],
@@ -112,9 +118,7 @@ class Attempt:
         """What is kept of the reply beside the record (AES-256-GCM, NIST SP 800-38D)."""
         content = json.dumps({"private_key": private_key_pem, "warnings": warnings})
         nonce = secrets.token_bytes(_NONCE_LENGTH)
-        sealed = AESGCM(self._key).encrypt(
-            nonce, content.encode(), self._context(role, certificate)
-        )
+        sealed = AESGCM(self._key).encrypt(nonce, content.encode(), self._context(certificate))
         return ReplyRow(self.tag, nonce + sealed, expires_at)
 
     def open(self, kept: KeptReply) -> tuple[str | None, tuple[str, ...]]:
@@ -126,9 +130,7 @@ class Attempt:
         nonce, sealed = kept.reply.sealed[:_NONCE_LENGTH], kept.reply.sealed[_NONCE_LENGTH:]
         try:
             content = json.loads(
-                AESGCM(self._key).decrypt(
-                    nonce, sealed, self._context(kept.record.role, kept.record.certificate)
-                )
+                AESGCM(self._key).decrypt(nonce, sealed, self._context(kept.record.certificate))
             )
         except (InvalidTag, ValueError):
             description = "this id was used for another request; choose a new one for each request"
@@ -139,8 +141,8 @@ class Attempt:
             ) from None
         return content["private_key"], tuple(content["warnings"])
 
-    def _context(self, role: str, certificate: bytes) -> bytes:
-        return _framed(self._bound, _utf8(role), certificate)
+    def _context(self, certificate: bytes) -> bytes:
+        return _framed(self._bound, certificate)
 
 
 class Retries:
