@@ -176,6 +176,32 @@ async def test_client_that_hangs_up_while_recording_still_leaves_a_record_and_it
     assert logged == [row.serial_number]
 
 
+async def test_client_that_hangs_up_while_recording_keeps_its_turn_until_that_is_done(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever hangs up would have more of a slow store than a turn's worth."""
+    reached, go_on = asyncio.Event(), asyncio.Event()
+    record = world.store.record
+
+    async def slow(row: RecordRow) -> bool:
+        reached.set()
+        await go_on.wait()
+        return await record(row)
+
+    monkeypatch.setattr(world.store, "record", slow)
+    call = asyncio.create_task(world.issue())
+    await reached.wait()
+    call.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert world.mint._admission.working == 1
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert world.mint._admission.working == 0
+    assert await world.recorded() == 1
+
+
 async def test_leaf_that_would_outlive_its_issuer_is_refused(world: World) -> None:
     with pytest.raises(IssuerExpired) as caught:
         await world.issue(validity=Validity(ttl=timedelta(days=2)))

@@ -209,9 +209,14 @@ class Mint:
             ),
         )
         if grant.is_recorded:
-            # Shielded: a client that hangs up now must leave neither a certificate without
-            # its record nor a record without its line in the log.
-            await asyncio.shield(self._write_down(row, origin))
+            # A client that hangs up now must leave neither a certificate without its record
+            # nor a record without its line in the log; and it has its turn for as long.
+            writing = asyncio.ensure_future(self._write_down(row, origin))
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await asyncio.wait((writing,))
+                raise
         else:
             self._log_granted(row, origin)
         return Issued(
