@@ -22,12 +22,16 @@ class Disk:
         self.refused: set[str] = set()
         self.broken = False
         self.outrun: set[str] = set()
+        self.has_bug = False
 
     async def commit(self, rows: Sequence[RecordRow]) -> Collection[str]:
         self.started.set()
         await self.may_go_on.wait()
         if self.broken:
             raise StoreUnavailable("broken")
+        if self.has_bug:
+            self.has_bug = False
+            raise ZeroDivisionError
         if any(row.serial_number in self.refused for row in rows):
             raise RowRefused
         self.batches.append(list(rows))
@@ -179,3 +183,28 @@ async def test_close_commits_what_waits_and_refuses_what_comes_later():
     await closing
     await asyncio.gather(*callers)
     assert len(disk.kept) == 10
+
+
+@pytest.mark.parametrize("is_closing", [False, True])
+async def test_a_commit_that_meets_a_bug_leaves_nobody_waiting(is_closing: bool):
+    bugs: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: bugs.append(context))
+    disk = Disk()
+    disk.may_go_on.clear()
+    disk.has_bug = True
+    recorder = Recorder(disk.commit)
+    first = asyncio.create_task(recorder.record(record_row()))
+    await disk.started.wait()
+    behind = asyncio.create_task(recorder.record(record_row()))
+    await _settle()
+    closing = [asyncio.create_task(recorder.close())] if is_closing else []
+    await _settle()
+    disk.may_go_on.set()
+    with pytest.raises(StoreUnavailable):
+        await first
+    async with asyncio.timeout(10):
+        assert await behind
+        await asyncio.gather(*closing)
+    assert len(disk.kept) == 1
+    assert [type(bug["exception"]) for bug in bugs] == [ZeroDivisionError]
+    await recorder.close()

@@ -93,18 +93,36 @@ class Recorder:
         self._filled.set()
         if self._timer is None:
             self._timer = loop.call_at(ends, self._expire)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._work(), name="store-recorder")
+        if self._task is None:
+            self._start()
         return await outcome
 
     async def close(self) -> None:
         """Commits what waits, then stops. Later rows are refused."""
         self._is_closing = True
         self._filled.set()
-        if self._task is not None:
-            await self._task
+        while self._task is not None:
+            await asyncio.wait((self._task,))
         if self._timer is not None:
             self._timer.cancel()
+
+    def _start(self) -> None:
+        self._task = asyncio.create_task(self._work(), name="store-recorder")
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Whatever it has ended of, those who came meanwhile are not left waiting."""
+        self._task = None
+        if task.cancelled():
+            waiting, self._queue = list(self._queue), deque()
+            _fail(waiting, StoreUnavailable("The store does not answer at present."))
+            return
+        if (bug := task.exception()) is not None:
+            task.get_loop().call_exception_handler(
+                {"message": "bug: records were not committed", "exception": bug, "task": task}
+            )
+        if self._queue:
+            self._start()
 
     def _expire(self) -> None:
         """Fails those whose time is over. One timer for all: they came in the order they end."""
