@@ -42,8 +42,8 @@ class GrpcListener:
         admin_service: Serves operators.
         entrance: Through which the RPCs of both come in.
         most_pending: Requests that may wait before anybody has looked at them. Beyond that
-            gRPC itself refuses some, and beyond twice as many all, with RESOURCE_EXHAUSTED
-            and without a RetryInfo: at a fraction of what a word of ours would cost.
+            gRPC itself ends some, and beyond twice as many all, with CANCELLED: at a
+            fraction of what a word of ours would cost.
     """
 
     def __init__(
