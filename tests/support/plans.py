@@ -36,6 +36,6 @@ async def plan_of(store: Store, statement: Executable) -> str:
         rows = connection.execute(text(f"{explaining} {compiled}".replace(":", r"\:")))
         return "\n".join(str(row[-1]) for row in rows)
 
-    plan = await store.database.run(explain)
+    plan = await store.database.run(explain, writes=True)  # SET LOCAL is of a transaction
     assert not _UNSERVED.search(plan), f"{plan}\n\n{statement}"
     return plan

@@ -64,15 +64,16 @@ _KEY_ALGORITHMS = {
 
 # More than any certificate holds: policy refuses so many, and need not be handed millions.
 _MOST_NAMES = 2000
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_SECOND = timedelta(seconds=1)
 
 _ROLE_DURATIONS = ("ttl", "max_ttl", "not_before_duration")
 
 
 def timestamp(moment: datetime) -> timestamp_pb2.Timestamp:
-    """A moment in protobuf's form."""
-    message = timestamp_pb2.Timestamp()
-    message.FromDatetime(moment)
-    return message
+    """A moment, aware of its time zone, in protobuf's form."""
+    seconds, rest = divmod(moment - _EPOCH, _SECOND)
+    return timestamp_pb2.Timestamp(seconds=seconds, nanos=rest.microseconds * 1000)
 
 
 def optional_trust_domain(name: str) -> TrustDomain | None:

@@ -47,6 +47,8 @@ log = structlog.get_logger(__name__)
 _SIGNATURE_MADE = telemetry.SIGNATURE_SECONDS.labels("signed").observe
 _SIGNATURE_FAILED = telemetry.SIGNATURE_SECONDS.labels("failed").observe
 _SIGNATURE_WRONG = telemetry.SIGNATURE_SECONDS.labels("wrong").observe
+_RECORDED = telemetry.STORE_SECONDS.labels("recorded").observe
+_NOT_RECORDED = telemetry.STORE_SECONDS.labels("failed").observe
 
 
 class Mint:
@@ -281,13 +283,13 @@ class Mint:
 
     async def _record(self, row: RecordRow) -> bool:
         started = time.perf_counter()
-        outcome = "failed"
+        observe = _NOT_RECORDED
         try:
             is_first = await self._store.record(row)
-            outcome = "recorded"
+            observe = _RECORDED
             return is_first
         finally:
-            telemetry.STORE_SECONDS.labels(outcome).observe(time.perf_counter() - started)
+            observe(time.perf_counter() - started)
 
     def close(self) -> None:
         """Stops making key pairs."""

@@ -123,7 +123,7 @@ class Database:
             self._way = _Postgres(url, limits, pool_size)
 
     async def run(self, work: Work[T], *, writes: bool = False) -> T:
-        """Runs `work` in one transaction, and commits it.
+        """Runs `work` in one transaction, and commits it; in PostgreSQL only where it writes.
 
         When a pooled connection turns out to be dead before the commit was asked
         for, it is run once more on a new one. `work` touches nothing but the
@@ -323,9 +323,13 @@ class _Postgres:
 
     def __init__(self, url: PostgresUrl, limits: TimeLimits, pool_size: int) -> None:
         self._engine = _postgres_engine(url, limits, pool_size)
+        # Each statement sees what was committed before it, in a transaction or not (READ
+        # COMMITTED): who only reads is spared the ways for BEGIN and COMMIT.
+        self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
-    async def connected(self, call: Work[T], **_: bool) -> T:
-        async with self._engine.connect() as connection:
+    async def connected(self, call: Work[T], *, writes: bool = False, **_: bool) -> T:
+        engine = self._engine if writes else self._reader
+        async with engine.connect() as connection:
             return await connection.run_sync(call)
 
     async def close(self) -> None:
