@@ -80,7 +80,10 @@ def measure_store(store: str, rounds: int, calls: int) -> dict[str, Any]:
         with databases(store, directory) as url_of, ExitStack() as running:
             services = {}
             for size in SIZES:
-                service = Service(directory / f"service-{size}", store=url_of(size), workers=1)
+                # CRLs as often as by default.
+                service = Service(
+                    directory / f"service-{size}", store=url_of(size), workers=1, crl={}
+                )
                 asyncio.run(fill(str(service.config["store"]), size))
                 service.start()
                 running.callback(service.stop)

@@ -290,6 +290,8 @@ class _Sqlite:
 
     def __init__(self, url: SqliteUrl, limits: TimeLimits, pool_size: int) -> None:
         self._engine = _sqlite_engine(url, limits, pool_size)
+        self._writer = self._engine.execution_options(writes=True)
+        self._migrator = self._engine.execution_options(writes=True, migrates=True)
         self._pool_size = pool_size
         self._threads = self._start_threads()
 
@@ -297,8 +299,8 @@ class _Sqlite:
         """As many as there are connections. They start when they are first used."""
         return ThreadPoolExecutor(self._pool_size, thread_name_prefix="store")
 
-    async def connected(self, call: Work[T], **options: bool) -> T:
-        engine = self._engine.execution_options(**options)
+    async def connected(self, call: Work[T], *, writes: bool = False, migrates: bool = False) -> T:
+        engine = self._migrator if migrates else self._writer if writes else self._engine
         is_abandoned = threading.Event()
 
         def run() -> T:
