@@ -68,7 +68,8 @@ class Report:
             "seconds": self.seconds,
             "seed": self.seed,
             "issued": found.issued,
-            "faults": {kind: len(times) for kind, times in sorted(self.recoveries.items())},
+            "faults": sum(map(len, self.recoveries.values())),
+            "faults_by_kind": {kind: len(times) for kind, times in sorted(self.recoveries.items())},
             "lost": len(found.lost),
             "doubled": len(found.doubled),
             "lost_serials": list(found.lost[:_SHOWN]),
@@ -136,7 +137,7 @@ def _faults(document: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{document['recovery_s'][kind]['median']:.1f} s",
             f"{document['recovery_s'][kind]['longest']:.1f} s",
         )
-        for kind, count in document["faults"].items()
+        for kind, count in document["faults_by_kind"].items()
     ]
 
 
