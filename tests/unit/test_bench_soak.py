@@ -66,7 +66,8 @@ def test_memory_that_grows_is_called_not_flat(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "soak.json").read_text())
     assert document["issued"] == 2
     assert document["lost"] == document["doubled"] == 0
-    assert document["faults"] == {"worker killed": 2}
+    assert document["faults"] == 2
+    assert document["faults_by_kind"] == {"worker killed": 2}
     assert document["memory_mib"]["ratio"] == round(170 / 110, 2)
     told = (tmp_path / "soak.md").read_text()
     assert "| memory, MiB | 110 to 170 (1.55, not flat) |" in told
