@@ -18,7 +18,6 @@ from meshmint_server.store import CrlRow, Store
 __all__ = ["Listing", "Part", "read_parts"]
 
 _EVER: Final = datetime.fromtimestamp(0, UTC)
-_NEVER: Final = datetime.max.replace(tzinfo=UTC)
 # Rows of a part: some milliseconds of the event loop to read.
 _ROWS: Final = 500
 
