@@ -31,7 +31,9 @@ help: ## Lists the targets
 $(READY): pyproject.toml client/pyproject.toml constraints.txt deploy/python.sh
 	@deploy/python.sh $(VENV)
 	@echo "Installing the packages of constraints.txt into $(VENV)"
-	@$(PIP) install --quiet -c constraints.txt -e client -e '.[dev,interop]'
+	@$(PIP) install --quiet -c constraints.txt -e 'client[agent]' -e '.[dev,interop]'
+	@# Apart: its files are those of googleapis-common-protos in other words.
+	@$(PIP) install --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/xds-protos xds-protos
 	@touch $@
 
 .PHONY: setup
@@ -51,7 +53,7 @@ demo: $(READY) softhsm ## Does the same and ends after the proof
 
 .PHONY: test
 test: $(READY) ## Runs the whole test suite on real parts
-	@deploy/packages.sh cc softhsm2 postgresql openssl gnutls-bin opensc p11-kit
+	@deploy/packages.sh cc softhsm2 postgresql openssl gnutls-bin opensc p11-kit nginx-light
 	$(BIN)/python -m pytest -n $(JOBS) $(TEST_ARGS)
 
 # OpenBao's server is large, and nothing else needs it.

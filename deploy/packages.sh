@@ -2,7 +2,7 @@
 # Installs programs from the system's packages, if they are missing.
 #   deploy/packages.sh NAME…
 # Names are Debian's: make cc softhsm2 postgresql openssl gnutls-bin opensc p11-kit
-# nghttp2-client python3.X-venv. Needs root, or sudo. Does nothing where all is there.
+# nghttp2-client nginx-light python3.X-venv. Needs root, or sudo. Does nothing where all is there.
 set -eu
 
 # Whether a file matching any of the patterns exists.
@@ -37,6 +37,7 @@ present() {
     openssl) has openssl ;;
     gnutls-bin) has certtool ;;
     opensc) has pkcs11-tool ;;
+    nginx-light) has nginx || any_file /usr/sbin/nginx ;;
     nghttp2-client) has h2load ;;
     p11-kit)
         has p11-kit && any_file \
@@ -71,6 +72,8 @@ name_of() {
     dnf:gnutls-bin | yum:gnutls-bin) echo gnutls-utils ;;
     zypper:gnutls-bin | pacman:gnutls-bin | brew:gnutls-bin) echo gnutls ;;
     apk:gnutls-bin) echo gnutls-utils ;;
+    apt-get:nginx-light) echo nginx-light ;;
+    *:nginx-light) echo nginx ;;
     zypper:p11-kit) echo "p11-kit p11-kit-tools" ;;
     dnf:p11-kit | yum:p11-kit) echo "p11-kit p11-kit-server" ;;
     apk:python3.*-venv) echo python3 ;;

@@ -1,8 +1,9 @@
 #!/bin/sh
-# Generates the Python code of the API.
+# Generates the Python code of the API, and of the protocols of others.
 #   proto/generate.sh [--check] DIRECTORY
-# Writes DIRECTORY/meshmint/v1; with --check it writes nothing and fails if what
-# is there differs. Needs the virtual environment's programs on the PATH.
+# Writes DIRECTORY/meshmint/v1 and DIRECTORY/meshmint/third_party; with --check it
+# writes nothing and fails if what is there differs. Needs the virtual
+# environment's programs on the PATH.
 set -eu
 
 check=
@@ -19,24 +20,30 @@ google=$(python -c 'import pathlib, google.rpc.status_pb2 as found; print(pathli
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-python -m grpc_tools.protoc "-I$source" "-I$google" "--python_out=$work" "--grpc_python_out=$work" \
-    "--mypy_out=quiet:$work" "--mypy_grpc_out=quiet:$work" "$source"/meshmint/v1/*.proto
+# Files are named as the modules they become, wherever they lie.
+find "$source/meshmint/v1" "$source/third_party" -name '*.proto' | LC_ALL=C sort >"$work/files"
+xargs python -m grpc_tools.protoc "-Imeshmint/third_party=$source/third_party" "-I$source" "-I$google" \
+    "--python_out=$work" "--grpc_python_out=$work" \
+    "--mypy_out=quiet:$work" "--mypy_grpc_out=quiet:$work" <"$work/files"
 
 # The plugin writes an empty module for a file that has no service.
-for file in "$source"/meshmint/v1/*.proto; do
+while read -r file; do
     if ! grep -q '^service ' "$file"; then
-        rm -f "$work/meshmint/v1/$(basename "$file" .proto)"_pb2_grpc.py*
+        module=${file#"$source"/}
+        case $module in third_party/*) module=meshmint/$module ;; esac
+        rm -f "$work/${module%.proto}"_pb2_grpc.py*
+    fi
+done <"$work/files"
+find "$work/meshmint" -mindepth 1 -type d -exec sh -c ': >"$1/__init__.py"' sh {} \;
+
+for package in v1 third_party; do
+    if [ -n "$check" ]; then
+        if ! diff -r --exclude=__pycache__ "$target/meshmint/$package" "$work/meshmint/$package" >&2; then
+            echo "$target/meshmint/$package is not what proto/ generates; run: make proto" >&2
+            exit 1
+        fi
+    else
+        rm -rf "${target:?}/meshmint/$package"
+        cp -r "$work/meshmint/$package" "$target/meshmint/$package"
     fi
 done
-: >"$work/meshmint/v1/__init__.py"
-
-if [ -n "$check" ]; then
-    if ! diff -r --exclude=__pycache__ "$target/meshmint/v1" "$work/meshmint/v1" >&2; then
-        echo "$target/meshmint/v1 is not what proto/ generates; run: make proto" >&2
-        exit 1
-    fi
-else
-    mkdir -p "$target/meshmint/v1"
-    rm -f "$target"/meshmint/v1/*.py "$target"/meshmint/v1/*.pyi
-    cp "$work"/meshmint/v1/* "$target/meshmint/v1/"
-fi
