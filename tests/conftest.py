@@ -6,4 +6,5 @@ pytest_plugins = [
     "support.hsm_shim",
     "support.postgres",
     "support.service",
+    "support.proxies",
 ]

@@ -38,11 +38,14 @@ class Origin:
         request_id: Id of the RPC, made by the server; also in the reply's metadata.
         rpc: Method, such as ``CertificateService/Sign``.
         peer: Network address of the caller.
+        actor: Who asked in the caller's name, as its authenticator names it; None: the
+            caller itself.
     """
 
     request_id: str
     rpc: str
     peer: str
+    actor: str | None = None
 
 
 def utc_text(moment: datetime) -> str:
@@ -198,13 +201,16 @@ class AuditLog:
 
 def _common(origin: Origin, decision: Literal["granted", "refused"]) -> dict[str, str]:
     """What every audit line has, in this order."""
-    return {
+    common = {
         "type": "audit",
         "decision": decision,
         "request_id": origin.request_id,
         "rpc": origin.rpc,
         "peer": origin.peer,
     }
+    if origin.actor is not None:
+        common["actor"] = origin.actor
+    return common
 
 
 def _first(violations: Sequence[Violation]) -> list[str]:

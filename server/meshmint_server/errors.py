@@ -8,6 +8,7 @@ else in the server knows about status codes.
     ├── Unauthenticated        UNAUTHENTICATED      no, bad or expired credential
     ├── PermissionDenied       PERMISSION_DENIED    not for this caller
     │   ├── RoleDenied                              role unknown or not for the caller
+    │   ├── ImpersonationDenied                     asks for an identity of somebody else
     │   └── PolicyViolated                          names, key, usages or lifetime outside the role
     ├── InvalidRequest         INVALID_ARGUMENT     malformed CSR, name, duration, id
     │   └── InvalidRole                             a role that can never work
@@ -34,6 +35,7 @@ from typing import ClassVar
 
 __all__ = [
     "DeadlineTooShort",
+    "ImpersonationDenied",
     "InvalidRequest",
     "InvalidRole",
     "IssuerExpired",
@@ -116,6 +118,12 @@ class RoleDenied(PermissionDenied):
     """The role is unknown or not for this caller; the caller cannot tell which."""
 
     default_reason = "ROLE_DENIED"
+
+
+class ImpersonationDenied(PermissionDenied):
+    """Asked for in the name of somebody else, by whom this is not granted."""
+
+    default_reason = "IMPERSONATION_DENIED"
 
 
 class PolicyViolated(PermissionDenied):

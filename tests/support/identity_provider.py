@@ -1,4 +1,4 @@
-"""The HTTPS server of an identity provider: it publishes keys and reviews tokens.
+"""The HTTPS server of an identity provider: it publishes keys, reviews tokens, lists pods.
 
 Real TLS on a real socket; it tells the truth unless a test tells it to fail or lie.
 """
@@ -6,21 +6,35 @@ Real TLS on a real socket; it tells the truth unless a test tells it to fail or 
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 import threading
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
 
 import jwt
 from support.server_ca import TestCa
 from support.token_issuer import PrivateKey, TokenIssuer, replace_file
 
-__all__ = ["Answer", "IdentityServer", "PrivateKey", "TestCa", "TokenIssuer", "replace_file"]
+__all__ = [
+    "Answer",
+    "IdentityServer",
+    "PrivateKey",
+    "TestCa",
+    "TokenIssuer",
+    "make_pod",
+    "replace_file",
+]
+
+_TERM = re.compile(r"(?P<part>metadata|spec|status)\.(?P<name>\w+)(?P<no>!?)=(?P<value>.*)")
+_PODS = re.compile(r"/api/v1/namespaces/(?P<namespace>[^/]+)/pods")
 
 
 @dataclass(frozen=True)
@@ -42,19 +56,25 @@ class Seen:
     authorization: str | None
     body: Any
 
+    @property
+    def place(self) -> str:
+        """The path without its query."""
+        return self.path.partition("?")[0]
+
 
 class IdentityServer:
-    """An HTTPS server: JWK set, discovery and TokenReview of one issuer.
+    """An HTTPS server: JWK set, discovery, TokenReview and pods of one issuer's cluster.
 
     A context manager. Paths: ``/jwks`` and ``/openid/v1/jwks``,
-    ``/.well-known/openid-configuration``, the TokenReview API. By default it
-    tells the truth; set ``faults[path]`` to an Answer, or to a function from the
-    honest Answer to another one, to make it fail or lie.
+    ``/.well-known/openid-configuration``, the TokenReview API, and the lists of `pods` by
+    namespace, with field selectors. By default it tells the truth; set ``faults[path]`` (a
+    path is without its query) to an Answer, or to a function from the honest Answer to
+    another one, to make it fail or lie.
 
     Args:
         issuer: Whose keys and tokens it knows.
         ca: Signs its certificate.
-        reviewer_token: The only credential that TokenReview takes; None takes any.
+        reviewer_token: The only credential that TokenReview and pods take; None takes any.
     """
 
     JWKS = "/jwks"
@@ -69,6 +89,7 @@ class IdentityServer:
         self.reviewer_token = reviewer_token
         self.faults: dict[str, Answer | Callable[[Answer], Answer]] = {}
         self.seen: list[Seen] = []
+        self.pods: list[dict[str, Any]] = []
         self.released = threading.Event()
         self._server = _Server(self)
         self._context = ca.server_context()
@@ -109,12 +130,12 @@ class IdentityServer:
 
     def count(self, path: str) -> int:
         """How many requests for this path there were."""
-        return sum(seen.path == path for seen in self.seen)
+        return sum(seen.place == path for seen in self.seen)
 
     def answer(self, seen: Seen) -> Answer:
         """The answer to a request."""
         honest = self._honest(seen)
-        fault = self.faults.get(seen.path)
+        fault = self.faults.get(seen.place)
         if fault is None:
             return honest
         return fault(honest) if callable(fault) else fault
@@ -128,7 +149,28 @@ class IdentityServer:
             if self.reviewer_token and seen.authorization != f"Bearer {self.reviewer_token}":
                 return Answer(401, {"kind": "Status", "code": 401})
             return Answer(201, {"kind": "TokenReview", "status": self._review(seen.body["spec"])})
+        if match := _PODS.fullmatch(seen.place):
+            if self.reviewer_token and seen.authorization != f"Bearer {self.reviewer_token}":
+                return Answer(403, {"kind": "Status", "code": 403})
+            return Answer(
+                body=self._pods_of(match["namespace"], parse_qs(urlsplit(seen.path).query))
+            )
         return Answer(404, {"kind": "Status", "code": 404})
+
+    @staticmethod
+    def pods_path(namespace: str) -> str:
+        """Where the pods of a namespace are listed."""
+        return f"/api/v1/namespaces/{namespace}/pods"
+
+    def _pods_of(self, namespace: str, query: Mapping[str, list[str]]) -> dict[str, Any]:
+        (selector,), (limit,) = query["fieldSelector"], query["limit"]
+        found = [
+            pod
+            for pod in self.pods
+            if pod["metadata"]["namespace"] == namespace
+            and all(_fits(pod, term) for term in selector.split(","))
+        ]
+        return {"kind": "PodList", "apiVersion": "v1", "items": found[: int(limit)]}
 
     def _review(self, spec: Mapping[str, Any]) -> dict[str, Any]:
         token, wanted = spec["token"], spec.get("audiences") or []
@@ -160,6 +202,36 @@ class IdentityServer:
                 "extra": extra,
             },
         }
+
+
+def make_pod(
+    namespace: str,
+    service_account: str,
+    *,
+    node: str | None,
+    name: str | None = None,
+    uid: str | None = None,
+    phase: str = "Running",
+) -> dict[str, Any]:
+    """A pod as the API server lists it; without a node it waits for one."""
+    name = name or f"{service_account}-{uuid.uuid4().hex[:5]}"
+    spec: dict[str, Any] = {"serviceAccountName": service_account, "containers": [{"name": "a"}]}
+    if node is not None:
+        spec["nodeName"] = node
+    return {
+        "metadata": {"namespace": namespace, "name": name, "uid": uid or str(uuid.uuid4())},
+        "spec": spec,
+        "status": {"phase": phase},
+    }
+
+
+def _fits(pod: Mapping[str, Any], term: str) -> bool:
+    """Whether a pod fits one term of a field selector, as the API server reads it."""
+    match = re.fullmatch(
+        r"(?P<part>metadata|spec|status)\.(?P<name>\w+)(?P<no>!?)=(?P<value>.*)", term
+    )
+    assert match is not None, term
+    return (pod[match["part"]].get(match["name"], "") == match["value"]) is not bool(match["no"])
 
 
 class _Server(ThreadingHTTPServer):

@@ -25,6 +25,8 @@ from meshmint_server.config import (
     CrlSettings,
     FederationSettings,
     HttpSettings,
+    IstioSettings,
+    LinkerdSettings,
     LogSettings,
     OcspSettings,
     PublicationSettings,
@@ -88,6 +90,8 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`rotation.upstream`", UpstreamSettings),
     ("`authenticators`, kind `kubernetes`", KubernetesSettings),
     ("`authenticators`, kind `jwt`", JwtSettings),
+    ("`istio`", IstioSettings),
+    ("`linkerd`", LinkerdSettings),
     ("`admins`, and `callers` of roles", CallerMatcher),
     ("`log`", LogSettings),
 )

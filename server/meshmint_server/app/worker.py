@@ -45,7 +45,14 @@ from meshmint_server.authority import (
 from meshmint_server.authority.ocsp import OcspResponder
 from meshmint_server.config import Config, ConfigError
 from meshmint_server.errors import MeshmintError
-from meshmint_server.grpc_api import AdminService, CertificateService, Edge, GrpcListener
+from meshmint_server.grpc_api import (
+    AdminService,
+    CertificateService,
+    Edge,
+    GrpcListener,
+    IstioService,
+    LinkerdService,
+)
 from meshmint_server.http_api import bind, build_http_api, serve_http
 from meshmint_server.issuance import (
     Administration,
@@ -199,6 +206,8 @@ async def _serve(config: Config, pipe: Connection) -> None:
                 ),
             ),
             edge.entrance,
+            istio=_istio(config, edge, mint),
+            linkerd=_linkerd(config, edge, mint),
             most_pending=config.admission.working + config.admission.waiting,
         )
 
@@ -273,6 +282,16 @@ async def _serve(config: Config, pipe: Connection) -> None:
         bundles.close()
         certificates.draining.begin()
         await listener.stop(config.drain.total_seconds())
+
+
+def _istio(config: Config, edge: Edge, mint: Mint) -> IstioService | None:
+    rules = config.istio.build()
+    return None if rules is None else IstioService(edge, mint, rules)
+
+
+def _linkerd(config: Config, edge: Edge, mint: Mint) -> LinkerdService | None:
+    rules = config.linkerd.build(config.trust_domain)
+    return None if rules is None else LinkerdService(edge, mint, rules)
 
 
 def _federation_duties(store: Store, federations: Sequence[Federation]) -> list[Duty]:

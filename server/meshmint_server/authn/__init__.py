@@ -8,6 +8,7 @@ from meshmint_server.authn.authenticators import Authenticators, CheckCounter
 from meshmint_server.authn.clock import Clock
 from meshmint_server.authn.examination import FileExamination, examine_files, urls_of
 from meshmint_server.authn.refusal import Refusal
+from meshmint_server.authn.service_account import is_namespace, is_object_name
 from meshmint_server.authn.settings import (
     AuthenticatorSettings,
     JwtSettings,
@@ -26,6 +27,8 @@ __all__ = [
     "KubernetesSettings",
     "Refusal",
     "examine_files",
+    "is_namespace",
+    "is_object_name",
     "refuse_conflicts",
     "shared_identities",
     "urls_of",

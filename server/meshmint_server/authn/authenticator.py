@@ -13,6 +13,7 @@ from meshmint_server.authn.clock import Clock
 from meshmint_server.authn.https import HttpsClient
 from meshmint_server.authn.key_set import KeySet, parse_jwks, parse_pem
 from meshmint_server.authn.key_sources import FileKeys
+from meshmint_server.authn.pods import Pods
 from meshmint_server.authn.remote_keys import Freshness, JwksFetch, RemoteKeys
 from meshmint_server.authn.settings import JwtSettings, KubernetesSettings
 from meshmint_server.authn.token import ParsedToken
@@ -80,6 +81,7 @@ class Parts:
         self._clock = clock
         self.keys_purpose = f"the keys of authenticator '{settings.name}'"
         self.reviewer_purpose = f"the token reviewer of authenticator '{settings.name}'"
+        self.pods_purpose = f"the API server of authenticator '{settings.name}'"
 
     def keys_client(self, ca_file: Path | None) -> HttpsClient:
         """A client that fetches keys, and trusts the roots in the file."""
@@ -94,13 +96,21 @@ class Parts:
             api_server=settings.api_server,
             credential=credential,
             audiences=settings.audiences,
-            limits=ReviewLimits(
-                reviews=settings.max_reviews,
-                waiting=settings.max_waiting,
-                patience=settings.timeout,
-                vouched_for=vouched_for,
-            ),
+            limits=_limits(settings, vouched_for),
             purpose=self.reviewer_purpose,
+            clock=self._clock,
+        )
+
+    def pods(self, settings: KubernetesSettings) -> Pods:
+        """The pods of the cluster."""
+        return Pods(
+            self._client(settings.ca_file, self.pods_purpose, "pods"),
+            api_server=settings.api_server,
+            credential=ApiServerCredential(
+                WatchedFile(settings.reviewer_token_file), self.pods_purpose
+            ),
+            limits=_limits(settings, 0.0),
+            purpose=self.pods_purpose,
             clock=self._clock,
         )
 
@@ -138,6 +148,15 @@ class Parts:
 
     def _files(self, paths: Sequence[Path], parse: Callable[[Sequence[bytes]], KeySet]) -> FileKeys:
         return FileKeys(paths, parse, purpose=self.keys_purpose, clock=self._clock)
+
+
+def _limits(settings: KubernetesSettings, vouched_for: float) -> ReviewLimits:
+    return ReviewLimits(
+        reviews=settings.max_reviews,
+        waiting=settings.max_waiting,
+        patience=settings.timeout,
+        vouched_for=vouched_for,
+    )
 
 
 def _observe(authenticator: str, asked_for: str, outcome: str, seconds: float) -> None:

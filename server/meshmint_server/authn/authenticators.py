@@ -7,7 +7,7 @@ before its authenticator has verified it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 
 from meshmint_server.authn.authenticator import Authenticator
@@ -18,7 +18,7 @@ from meshmint_server.authn.refusal import Refusal, quoted, refuse
 from meshmint_server.authn.remembered import RememberedTokens
 from meshmint_server.authn.settings import JwtSettings, KubernetesSettings, refuse_conflicts
 from meshmint_server.authn.token import ParsedToken, digest_if_sound, parse_token
-from meshmint_server.errors import Unauthenticated, VerifierUnavailable
+from meshmint_server.errors import ImpersonationDenied, Unauthenticated, VerifierUnavailable
 from meshmint_server.policy.caller import Caller
 from meshmint_server.spiffe import TrustDomain
 
@@ -45,6 +45,11 @@ class Authenticators:
             for one in by_issuer.values()
         }
         self._memories = tuple(self._remembered.values())
+        self._node_proxies = {
+            one.name: one.node_proxies
+            for one in by_issuer.values()
+            if isinstance(one, KubernetesAuthenticator)
+        }
 
     @classmethod
     def build(
@@ -77,11 +82,18 @@ class Authenticators:
                 by_issuer[one.issuer] = JwtAuthenticator(one, trust_domain, clock)
         return cls(by_issuer, counter=counter or _no_counter, clock=clock)
 
-    async def authenticate(self, token: str | None, *, within: Limit = nullcontext) -> Caller:
+    async def authenticate(
+        self,
+        token: str | None,
+        *,
+        within: Limit = nullcontext,
+        among: Collection[str] | None = None,
+    ) -> Caller:
         """The caller that a token speaks for.
 
         Args:
             token: The bearer token, without "Bearer "; None if there was none.
+            among: Names of the authenticators that count here; None: all.
             within: Limits what may have to be waited for. Not used for a token that is
                 remembered, which waits for nothing and is most requests.
 
@@ -93,13 +105,17 @@ class Authenticators:
         if digest is not None:
             for memory in self._memories:
                 known = memory.recall(digest)
-                if known is not None:
+                if known is not None and (among is None or known.authenticator in among):
                     return known
         name = ""
         try:
             parsed = parse_token(token or "", digest)
             authenticator = self._choose(parsed)
             name = authenticator.name
+            if among is not None and name not in among:
+                raise refuse(
+                    Refusal.ISSUER_UNKNOWN, "tokens of this token's issuer do not count here"
+                )
             async with within():
                 caller = await self._verified(parsed, authenticator)
         except (Unauthenticated, VerifierUnavailable) as error:
@@ -107,6 +123,35 @@ class Authenticators:
             raise
         self._count(name, "verified")
         return caller
+
+    async def speak_for(
+        self,
+        actor: Caller,
+        identity: str,
+        accounts: Collection[str],
+        *,
+        within: Limit = nullcontext,
+    ) -> Caller:
+        """The service account for which a node's proxy asks.
+
+        Args:
+            actor: The proxy, as `authenticate` gave it.
+            identity: The SPIFFE ID that it asks for.
+            accounts: The service accounts of proxies that may do so, ``namespace/name``.
+            within: Limits what may have to be waited for.
+
+        Raises:
+            InvalidRequest: It is no SPIFFE ID.
+            ImpersonationDenied: The proxy may not ask for it.
+            VerifierUnavailable: That cannot be told at present.
+        """
+        proxies = self._node_proxies.get(actor.authenticator)
+        if proxies is None:
+            raise ImpersonationDenied(
+                f"{actor.subject} asks for another identity, and is no service account."
+            )
+        async with within():
+            return await proxies.speak_for(actor, identity, accounts)
 
     async def close(self) -> None:
         """Lets go of connections and tasks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from meshmint_server.authn.authenticator import Parts, Verified
 from meshmint_server.authn.claims import checked_expiry, claim_attributes, instant
@@ -10,14 +11,15 @@ from meshmint_server.authn.clock import Clock
 from meshmint_server.authn.discovery import ClusterDiscovery, JwksUrl
 from meshmint_server.authn.identity_template import KUBERNETES_ALIASES, IdentityTemplate
 from meshmint_server.authn.key_sources import KeySource
+from meshmint_server.authn.node_proxy import NodeProxies
 from meshmint_server.authn.service_account import ServiceAccount
 from meshmint_server.authn.settings import KubernetesSettings
 from meshmint_server.authn.signature import SignatureCheck, checked_algorithm
 from meshmint_server.authn.token import ParsedToken
 from meshmint_server.authn.token_review import ApiServerCredential, TokenReviewer
 from meshmint_server.authn.watched_file import WatchedFile
-from meshmint_server.policy.caller import Caller
-from meshmint_server.spiffe import TrustDomain
+from meshmint_server.policy.caller import Attribute, Caller
+from meshmint_server.spiffe import SpiffeId, TrustDomain
 
 __all__ = ["KubernetesAuthenticator"]
 
@@ -26,6 +28,9 @@ REVIEW_REMEMBERED_FOR = 10.0  # As the Kubernetes API server itself does.
 
 class KubernetesAuthenticator:
     """Checks projected service-account tokens offline, by TokenReview, or both.
+
+    Attributes:
+        node_proxies: Those of its callers that may speak for others.
 
     Args:
         settings: Its settings.
@@ -60,6 +65,8 @@ class KubernetesAuthenticator:
             self._signature = SignatureCheck(self._keys, settings.algorithms)
         if settings.mode != "jwks":
             self._reviewer = parts.reviewer(settings, credential, self.remember_for)
+        self._pods = parts.pods(settings)
+        self.node_proxies = NodeProxies(self.name, self._spiffe_id, self._pods)
 
     @property
     def remember_for(self) -> float:
@@ -108,13 +115,17 @@ class KubernetesAuthenticator:
             authenticator=self.name,
             subject=account.username,
             attributes=attributes,
-            spiffe_id=self._template.render(attributes) if self._template else None,
+            spiffe_id=self._spiffe_id(attributes),
             expires_at=instant(expiry),
         )
         return Verified(caller, basis, as_of)
 
+    def _spiffe_id(self, attributes: Mapping[str, Attribute]) -> SpiffeId | None:
+        return self._template.render(attributes) if self._template else None
+
     async def close(self) -> None:
         """Lets go of connections and tasks."""
+        await self._pods.close()
         if self._reviewer is not None:
             await self._reviewer.close()
         if self._keys is not None:

@@ -10,7 +10,7 @@ from meshmint_server.authn.refusal import Refusal, refuse
 from meshmint_server.authn.token import Json
 from meshmint_server.policy.caller import Attribute
 
-__all__ = ["ServiceAccount"]
+__all__ = ["ServiceAccount", "is_namespace", "is_object_name"]
 
 # RFC 1123 as Kubernetes reads it. Always used with fullmatch.
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -91,6 +91,16 @@ class ServiceAccount:
                 "the token's 'sub' is not the service account of its claim 'kubernetes.io'",
             )
         return found
+
+
+def is_namespace(text: str) -> bool:
+    """Whether it can be a namespace's name."""
+    return _LABEL.fullmatch(text) is not None
+
+
+def is_object_name(text: str) -> bool:
+    """Whether it can be the name of a service account, a pod or a node."""
+    return len(text) <= MAX_SUBDOMAIN and _SUBDOMAIN.fullmatch(text) is not None
 
 
 def _reference(details: dict[str, Json], what: str) -> tuple[str, str] | None:

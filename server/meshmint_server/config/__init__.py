@@ -8,6 +8,7 @@ from meshmint_server.config.crl import CrlSettings
 from meshmint_server.config.federation import FederationSettings
 from meshmint_server.config.fields import HostPort, UnixSocket
 from meshmint_server.config.listeners import BundleEndpointSettings, HttpSettings, TlsSettings
+from meshmint_server.config.mesh import IstioSettings, LinkerdSettings
 from meshmint_server.config.ocsp import OcspSettings
 from meshmint_server.config.publication import PublicationSettings, RootPublicationSettings
 from meshmint_server.config.rotation import RotationSettings, UpstreamSettings
@@ -22,6 +23,8 @@ __all__ = [
     "FederationSettings",
     "HostPort",
     "HttpSettings",
+    "IstioSettings",
+    "LinkerdSettings",
     "LogSettings",
     "OcspSettings",
     "PublicationSettings",

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from meshmint_server.audit import LogFormat, LogLevel
-from meshmint_server.authn import AuthenticatorSettings, refuse_conflicts
+from meshmint_server.authn import AuthenticatorSettings, KubernetesSettings, refuse_conflicts
 from meshmint_server.config.admission import AdmissionSettings
 from meshmint_server.config.crl import CrlSettings
 from meshmint_server.config.federation import FederationSettings, refuse_repeated
@@ -32,6 +32,7 @@ from meshmint_server.config.fields import (
     parse_trust_domain,
 )
 from meshmint_server.config.listeners import BundleEndpointSettings, HttpSettings, TlsSettings
+from meshmint_server.config.mesh import IstioSettings, LinkerdSettings
 from meshmint_server.config.ocsp import OcspSettings
 from meshmint_server.config.publication import PublicationSettings
 from meshmint_server.config.rotation import RotationSettings
@@ -86,6 +87,8 @@ class Config(Section):
         keys: Where signing keys are.
         rotation: How issuers succeed each other.
         authenticators: Who vouches for callers; at least one is needed to issue.
+        istio: Istio's protocol, on the port of `listen`.
+        linkerd: Linkerd's protocol, on the port of `listen`.
         admins: Callers that may use AdminService, and revoke any certificate; a matcher that
             matches everybody is refused.
         default_ttl: Lifetime where neither role nor request says one.
@@ -117,6 +120,8 @@ class Config(Section):
     authenticators: Annotated[
         tuple[AuthenticatorSettings, ...], AfterValidator(_conflict_free)
     ] = ()
+    istio: IstioSettings = IstioSettings()
+    linkerd: LinkerdSettings = LinkerdSettings()
     admins: tuple[CallerMatcher, ...] = ()
     default_ttl: PositiveDuration = timedelta(hours=768)
     max_ttl: PositiveDuration = timedelta(hours=768)
@@ -141,9 +146,29 @@ class Config(Section):
                 "admins: an empty matcher makes every caller an administrator: "
                 "name the authenticator and the caller"
             )
+        self._check_meshes()
         if self.default_ttl > self.max_ttl:
             raise ValueError("default_ttl is longer than max_ttl")
         return self
+
+    def _check_meshes(self) -> None:
+        everybody = [one.name for one in self.authenticators]
+        clusters = [one.name for one in self.authenticators if isinstance(one, KubernetesSettings)]
+        for section, settings, known in (
+            ("istio", self.istio, everybody),
+            ("linkerd", self.linkerd, clusters),
+        ):
+            if unknown := settings.unknown(known):
+                kind = "" if known is everybody else " of kind 'kubernetes'"
+                raise ValueError(
+                    f"{section}.authenticators: there is no authenticator{kind} named "
+                    f"{unknown[0]!r}: correct the name, or configure it"
+                )
+        if self.istio.node_accounts and not set(self.istio.authenticators) & set(clusters):
+            raise ValueError(
+                "istio.node_accounts: service accounts need an authenticator of kind 'kubernetes' "
+                "in istio.authenticators"
+            )
 
     @classmethod
     def load(cls, path: Path) -> Config:

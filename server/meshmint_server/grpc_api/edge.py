@@ -10,9 +10,16 @@ import asyncio
 import functools
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Sequence,
+)
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -45,6 +52,7 @@ _MAX_FIELD = 100
 _MAX_DESCRIPTION = 300
 _MAX_MESSAGE = 700
 
+Metadata = tuple[tuple[str, str | bytes], ...]
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 Servicer = TypeVar("Servicer", bound="HasEdge")
@@ -82,12 +90,20 @@ class Call:
     deadline: Deadline
     token: str | None
     edge: Edge
+    metadata: Metadata = ()
 
-    async def authenticate(self, deadline: Deadline | None = None) -> Caller:
+    def values(self, key: str) -> list[str]:
+        """What the metadata holds under a key."""
+        return [value for name, value in self.metadata if name == key and isinstance(value, str)]
+
+    async def authenticate(
+        self, deadline: Deadline | None = None, *, among: Collection[str] | None = None
+    ) -> Caller:
         """The caller behind the credential.
 
         Args:
             deadline: Until when to find out; the call's own if there is none.
+            among: Names of the authenticators that count for this RPC; None: all.
 
         Raises:
             Unauthenticated: There is no credential, or it does not hold.
@@ -95,15 +111,40 @@ class Call:
         """
         try:
             return await self.edge.authenticators.authenticate(
-                self.token, within=(deadline or self.deadline).limit
+                self.token, within=(deadline or self.deadline).limit, among=among
             )
         except MeshmintError as error:
             self.edge.audit.refused(self.origin, error)
             raise
 
+    def through(self, actor: Caller) -> Call:
+        """This call as one that somebody makes in another's name."""
+        return replace(self, origin=replace(self.origin, actor=actor.subject))
+
+    async def speak_for(self, actor: Caller, identity: str, accounts: Collection[str]) -> Caller:
+        """The service account in whose name a node's proxy asks.
+
+        Args:
+            actor: The proxy.
+            identity: The SPIFFE ID that it asks for.
+            accounts: The service accounts of proxies that may do so, ``namespace/name``.
+
+        Raises:
+            InvalidRequest: It is no SPIFFE ID.
+            ImpersonationDenied: The proxy may not ask for it.
+            VerifierUnavailable: That cannot be told at present.
+        """
+        try:
+            return await self.edge.authenticators.speak_for(
+                actor, identity, accounts, within=self.deadline.limit
+            )
+        except MeshmintError as error:
+            self.edge.audit.refused(self.origin, error, authenticator=actor.authenticator)
+            raise
+
 
 def rpc(
-    name: str,
+    name: str, *, in_words_of: Callable[[MeshmintError], MeshmintError] | None = None
 ) -> Callable[
     [Callable[[Servicer, Request, Call], Awaitable[Response]]],
     Callable[[Servicer, Request, grpc.aio.ServicerContext[Any, Any]], Awaitable[Response]],
@@ -112,6 +153,8 @@ def rpc(
 
     Args:
         name: Service and method, such as ``CertificateService/Sign``.
+        in_words_of: Gives an error the code and the text that another protocol's clients
+            expect, once all that is to be known of it was written down.
     """
 
     def decorate(
@@ -129,8 +172,11 @@ def rpc(
                 await self.edge.entrance.enter()
                 return await method(self, request, _call(self.edge, context, origin))
             except BaseException as error:  # a panic in a Rust extension is no Exception
-                code = _code(error)
-                await _refuse(context, error, origin)
+                told: BaseException = error
+                if in_words_of is not None and isinstance(error, MeshmintError):
+                    told = in_words_of(error)
+                code = _code(told)
+                await _refuse(context, told, origin)
                 raise
             finally:
                 telemetry.IN_FLIGHT.dec()
@@ -192,11 +238,13 @@ def _call(edge: Edge, context: grpc.aio.ServicerContext[Any, Any], origin: Origi
     context.set_trailing_metadata(((REQUEST_ID_KEY, origin.request_id),))
     remaining = context.time_remaining()
     limit = edge.time_limit
+    metadata: Metadata = tuple(context.invocation_metadata() or ())
     return Call(
         origin=origin,
         deadline=Deadline.after(limit if remaining is None else min(limit, remaining)),
-        token=_bearer_token(context, edge, origin),
+        token=_bearer_token(metadata, edge, origin),
         edge=edge,
+        metadata=metadata,
     )
 
 
@@ -220,11 +268,9 @@ async def _refuse(
     )
 
 
-def _bearer_token(
-    context: grpc.aio.ServicerContext[Any, Any], edge: Edge, origin: Origin
-) -> str | None:
+def _bearer_token(metadata: Metadata, edge: Edge, origin: Origin) -> str | None:
     """The one bearer token of the request's metadata (RFC 6750 section 2.1)."""
-    values = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    values = [value for key, value in metadata if key == "authorization"]
     if not values:
         return None
     scheme, _, token = str(values[0]).partition(" ")

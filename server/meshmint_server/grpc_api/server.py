@@ -9,6 +9,8 @@ import grpc
 from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from meshmint.third_party.istio.ca_pb2_grpc import add_IstioCertificateServiceServicer_to_server
+from meshmint.third_party.linkerd.identity_pb2_grpc import add_IdentityServicer_to_server
 from meshmint.v1 import admin_service_pb2, certificate_service_pb2
 from meshmint.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
 from meshmint.v1.certificate_service_pb2_grpc import add_CertificateServiceServicer_to_server
@@ -16,6 +18,10 @@ from meshmint.v1.certificate_service_pb2_grpc import add_CertificateServiceServi
 from meshmint_server.grpc_api.admin_service import AdminService
 from meshmint_server.grpc_api.certificate_service import CertificateService
 from meshmint_server.grpc_api.entrance import Entrance
+from meshmint_server.grpc_api.istio_service import SERVICE as ISTIO_SERVICE
+from meshmint_server.grpc_api.istio_service import IstioService
+from meshmint_server.grpc_api.linkerd_service import SERVICE as LINKERD_SERVICE
+from meshmint_server.grpc_api.linkerd_service import LinkerdService
 from meshmint_server.issuance import Readiness
 
 __all__ = ["GrpcListener"]
@@ -40,7 +46,9 @@ class GrpcListener:
     Args:
         certificate_service: Serves workloads.
         admin_service: Serves operators.
-        entrance: Through which the RPCs of both come in.
+        entrance: Through which the RPCs of all come in.
+        istio: Serves Istio's agents, if anybody does.
+        linkerd: Serves Linkerd's proxies, if anybody does.
         most_pending: Requests that may wait before anybody has looked at them. Beyond that
             gRPC itself ends some, and beyond twice as many all, with CANCELLED: at a
             fraction of what a word of ours would cost.
@@ -52,6 +60,8 @@ class GrpcListener:
         admin_service: AdminService,
         entrance: Entrance,
         *,
+        istio: IstioService | None = None,
+        linkerd: LinkerdService | None = None,
         most_pending: int = 2304,
     ) -> None:
         self._server = grpc.aio.server(
@@ -71,12 +81,18 @@ class GrpcListener:
         )
         add_CertificateServiceServicer_to_server(certificate_service, self._server)
         add_AdminServiceServicer_to_server(admin_service, self._server)
+        self._services = [CERTIFICATE_SERVICE, ADMIN_SERVICE]
+        if istio is not None:
+            add_IstioCertificateServiceServicer_to_server(istio, self._server)
+            self._services.append(ISTIO_SERVICE)
+        if linkerd is not None:
+            add_IdentityServicer_to_server(linkerd, self._server)
+            self._services.append(LINKERD_SERVICE)
         self._entrance = entrance
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
-            (CERTIFICATE_SERVICE, ADMIN_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME),
-            self._server,
+            (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
         self._pending: set[asyncio.Task[None]] = set()
 
@@ -121,7 +137,7 @@ class GrpcListener:
         return listen
 
     async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for service in ("", CERTIFICATE_SERVICE, ADMIN_SERVICE):
+        for service in ("", *self._services):
             await self._health.set(service, status)
 
     async def stop(self, grace: float) -> None:

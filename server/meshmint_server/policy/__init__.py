@@ -6,6 +6,7 @@ from meshmint_server.policy.choose import choose_role
 from meshmint_server.policy.csr import parse_csr, parse_csr_der
 from meshmint_server.policy.decide import Bounds, Decider, decide
 from meshmint_server.policy.decision import Decision, Grant
+from meshmint_server.policy.durations import LONGEST
 from meshmint_server.policy.globs import Glob
 from meshmint_server.policy.other_names import decode_other_name
 from meshmint_server.policy.pem import decode_pem_block
@@ -20,8 +21,10 @@ from meshmint_server.policy.request import (
 )
 from meshmint_server.policy.reserved import ReservedNames
 from meshmint_server.policy.role import PolicyIdentifier, Role
+from meshmint_server.policy.sole_name import only_dns_name, only_spiffe_id
 
 __all__ = [
+    "LONGEST",
     "Attribute",
     "Bounds",
     "Caller",
@@ -44,6 +47,8 @@ __all__ = [
     "decide",
     "decode_other_name",
     "decode_pem_block",
+    "only_dns_name",
+    "only_spiffe_id",
     "parse_csr",
     "parse_csr_der",
 ]

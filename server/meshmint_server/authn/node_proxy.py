@@ -1,0 +1,145 @@
+"""A node's proxy that asks in the name of a pod beside it.
+
+One proxy of each node, such as Istio's ztunnel, holds the certificates of all pods there. It
+is believed only if an operator named its service account, only from a pod that still is the
+one its token was made for, and only for service accounts that have a pod on that very node:
+whoever takes a node over gets the identities of that node and of no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+from meshmint_server.authn.pods import Pods
+from meshmint_server.authn.service_account import is_namespace, is_object_name
+from meshmint_server.errors import ImpersonationDenied, InvalidRequest, Violation
+from meshmint_server.policy.caller import Attribute, Caller
+from meshmint_server.spiffe import InvalidSpiffeId, SpiffeId
+
+__all__ = ["NodeProxies", "service_account_in"]
+
+FIELD = "metadata.ImpersonatedIdentity"
+Render = Callable[[Mapping[str, Attribute]], SpiffeId | None]
+
+
+class NodeProxies:
+    """The node proxies of one cluster.
+
+    Args:
+        authenticator: Name of the cluster's authenticator.
+        render: Gives a service account its SPIFFE ID.
+        pods: The pods of the cluster.
+    """
+
+    def __init__(self, authenticator: str, render: Render, pods: Pods) -> None:
+        self._authenticator = authenticator
+        self._render = render
+        self._pods = pods
+
+    async def speak_for(self, actor: Caller, identity: str, accounts: Collection[str]) -> Caller:
+        """The service account that a node's proxy may speak for.
+
+        Args:
+            actor: The proxy, authenticated.
+            identity: The SPIFFE ID that it asks for, ``spiffe://…/ns/<namespace>/sa/<name>``.
+            accounts: The service accounts of proxies that may do so, ``namespace/name``.
+
+        Raises:
+            InvalidRequest: It is no SPIFFE ID.
+            ImpersonationDenied: The proxy may not ask for it.
+            VerifierUnavailable: That cannot be told at present.
+        """
+        proxy = "/".join(
+            _one(actor, f"kubernetes.{name}") for name in ("namespace", "service_account")
+        )
+        if proxy not in accounts:
+            raise ImpersonationDenied(
+                f"{actor.subject} asks for another identity, and is no node account. If it is to "
+                "be one, add it to node_accounts."
+            )
+        wanted = _parsed(identity)
+        caller = self._caller(actor, wanted)
+        node = await self._node_of(actor)
+        namespace, name = service_account_in(wanted)
+        if not await self._pods.is_on(node, namespace, name):
+            raise ImpersonationDenied(
+                f"{actor.subject} on node {node} asks for {wanted}, which has no pod there."
+            )
+        return caller(node)
+
+    def _caller(self, actor: Caller, wanted: SpiffeId) -> Callable[[str], Caller]:
+        """What makes the caller once the node is known; its identity is checked before."""
+        namespace, name = service_account_in(wanted)
+        attributes: dict[str, Attribute] = {
+            "kubernetes.namespace": namespace,
+            "kubernetes.service_account": name,
+        }
+        own = self._render(attributes)
+        if own != wanted:
+            raise ImpersonationDenied(
+                f"{actor.subject} asks for {wanted}, but the authenticator "
+                f"{self._authenticator!r} gives service account {namespace}/{name} "
+                f"the SPIFFE ID {own or 'of nobody'}."
+            )
+        return lambda node: Caller(
+            authenticator=self._authenticator,
+            subject=f"system:serviceaccount:{namespace}:{name}",
+            attributes={**attributes, "kubernetes.node": node},
+            spiffe_id=own,
+            expires_at=actor.expires_at,
+        )
+
+    async def _node_of(self, actor: Caller) -> str:
+        """The node that the proxy's own pod is on, by what the API server knows now."""
+        namespace, name, uid = (
+            _one(actor, f"kubernetes.{name}") for name in ("namespace", "pod", "pod_uid")
+        )
+        if not name or not uid:
+            raise ImpersonationDenied(
+                f"The token of {actor.subject} is bound to no pod, so nobody can tell its node."
+            )
+        pod = await self._pods.named(namespace, name)
+        if (
+            pod is None
+            or pod.uid != uid
+            or pod.service_account != _one(actor, "kubernetes.service_account")
+        ):
+            raise ImpersonationDenied(
+                f"The pod {namespace}/{name} of {actor.subject} is not there any more."
+            )
+        if _one(actor, "kubernetes.node") not in ("", pod.node):
+            raise ImpersonationDenied(
+                f"The token of {actor.subject} was made for another node than {pod.node}, "
+                f"where its pod {namespace}/{name} is."
+            )
+        return pod.node
+
+
+def service_account_in(spiffe_id: SpiffeId) -> tuple[str, str]:
+    """Namespace and name in a SPIFFE ID of Istio's form.
+
+    Raises:
+        ImpersonationDenied: It has another form.
+    """
+    match spiffe_id.segments:
+        case ("ns", namespace, "sa", name) if is_namespace(namespace) and is_object_name(name):
+            return namespace, name
+    raise ImpersonationDenied(
+        f"{spiffe_id} is of no service account: only .../ns/<namespace>/sa/<name> can be "
+        "asked for by a node's proxy."
+    )
+
+
+def _parsed(identity: str) -> SpiffeId:
+    try:
+        return SpiffeId.parse(identity)
+    except InvalidSpiffeId as error:
+        raise InvalidRequest(
+            f"The identity asked for cannot be read: {error}.",
+            violations=[Violation(FIELD, str(error))],
+        ) from None
+
+
+def _one(caller: Caller, attribute: str) -> str:
+    value = caller.attributes.get(attribute)
+    return value if isinstance(value, str) else ""
