@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,10 +14,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from meshmint.third_party.linkerd import identity_pb2
+from meshmint.third_party.linkerd.identity_pb2_grpc import IdentityStub
+from meshmint.v1 import certificate_service_pb2 as pb
 from support.csr import make_csr, make_key
-from support.proxies import LINKERD_AUDIENCE, Proxies, linkerd_csr, refusal
+from support.proxies import LINKERD_AUDIENCE, Proxies, WithoutAlpn, linkerd_csr, refusal
 
 CART = ("shop", "cart")
+# How a client begins HTTP/2 (RFC 9113 section 3.4), with empty settings.
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 def token(proxies: Proxies, *account: str, **options: object) -> str:
@@ -183,3 +190,72 @@ def test_the_credential_of_the_metadata_counts_for_nothing(proxies: Proxies) -> 
     )
 
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+# --- the listener for proxies, which offer no ALPN -------------------------------------
+
+
+@pytest.fixture
+def without_alpn(proxies: Proxies) -> Iterator[WithoutAlpn]:
+    target = proxies.service.config["linkerd"]["listen"]
+    with WithoutAlpn(target, proxies.service.ca_file, "localhost") as through:
+        yield through
+
+
+def test_grpcs_own_port_ends_a_connection_without_alpn(proxies: Proxies) -> None:
+    """If this fails, gRPC has learned it, and the listener for proxies can go."""
+    tls = ssl.create_default_context(cafile=str(proxies.service.ca_file))
+    host, port = proxies.service.address.split(":")
+    with (
+        socket.create_connection((host, int(port)), 30) as plain,
+        tls.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        connection.sendall(PREFACE)
+        assert connection.recv(100) == b""
+
+
+def test_a_proxy_without_alpn_is_served_and_its_address_is_known(
+    proxies: Proxies, without_alpn: WithoutAlpn
+) -> None:
+    with grpc.insecure_channel(without_alpn.address) as channel:
+        response = IdentityStub(channel).Certify(
+            identity_pb2.CertifyRequest(
+                identity=NAME,
+                token=token(proxies).encode(),
+                certificate_signing_request=linkerd_csr(NAME),
+            ),
+            timeout=30,
+        )
+
+    leaf = x509.load_der_x509_certificate(response.leaf_certificate)
+    line = proxies.last_audit(f"{leaf.serial_number:x}")
+    assert [line["peer"]] == without_alpn.sources
+
+
+def test_a_client_with_alpn_is_served_there_as_well(proxies: Proxies) -> None:
+    service = proxies.service
+    roots = grpc.ssl_channel_credentials(service.ca_file.read_bytes())
+    with grpc.secure_channel(service.config["linkerd"]["listen"], roots) as channel:
+        assert service.stub_of(channel).GetChain(pb.GetChainRequest(), timeout=30).chain
+
+
+def test_large_messages_pass_both_ways_and_many_calls_at_once(
+    proxies: Proxies, without_alpn: WithoutAlpn
+) -> None:
+    with grpc.insecure_channel(without_alpn.address) as channel:
+        request = identity_pb2.CertifyRequest(
+            identity=NAME,
+            token=token(proxies).encode(),
+            certificate_signing_request=b"x" * 500_000,
+        )
+        calls = [IdentityStub(channel).Certify.future(request, timeout=30) for _ in range(20)]
+        codes = {call.exception(timeout=30).code() for call in calls}
+
+    assert codes == {grpc.StatusCode.INVALID_ARGUMENT}
+
+
+def test_who_comes_without_tls_is_not_let_in(proxies: Proxies) -> None:
+    with grpc.insecure_channel(proxies.service.config["linkerd"]["listen"]) as channel:
+        error = refusal(IdentityStub(channel).Certify, identity_pb2.CertifyRequest(), timeout=30)
+
+    assert error.code() is grpc.StatusCode.UNAVAILABLE

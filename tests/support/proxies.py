@@ -6,12 +6,16 @@ those of a cluster with an API server that knows its pods.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import ssl
 import subprocess
+import threading
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import pytest
@@ -27,9 +31,18 @@ from meshmint.third_party.linkerd.identity_pb2_grpc import IdentityStub
 from support.csr import make_csr, make_key, pem
 from support.identity_provider import IdentityServer, TestCa, make_pod
 from support.programs import program
-from support.service import Service
+from support.service import Service, free_port
 
-__all__ = ["Proxies", "linkerd_csr", "pilot_agent_csr", "proxies", "proxies_of", "ztunnel_csr"]
+__all__ = [
+    "Proxies",
+    "WithoutAlpn",
+    "linkerd_csr",
+    "pilot_agent_csr",
+    "proxies",
+    "proxies_of",
+    "refusal",
+    "ztunnel_csr",
+]
 
 ISTIO_AUDIENCE = "istio-ca"
 LINKERD_AUDIENCE = "identity.l5d.io"
@@ -179,6 +192,82 @@ class Proxies:
         return line
 
 
+class WithoutAlpn:
+    """Lets a gRPC client connect over TLS that offers no ALPN, as Linkerd's proxy does.
+
+    A context manager. The client comes to `address` without TLS; each of its connections
+    becomes one to the target.
+
+    Attributes:
+        sources: The addresses that the target saw.
+    """
+
+    def __init__(self, target: str, ca_file: Path, server_name: str) -> None:
+        self._target = target
+        self._server_name = server_name
+        self._tls = ssl.create_default_context(cafile=str(ca_file))
+        self.sources: list[str] = []
+        self._is_listening = threading.Event()
+        # One thread for both directions: an SSL object is not to be used by two.
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._is_listening.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        connections: set[asyncio.Task[None]] = set()
+
+        async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            connections.add(task)
+            with contextlib.suppress(asyncio.CancelledError, OSError):
+                await self._connect(reader, writer)
+            connections.discard(task)
+            writer.transport.abort()
+
+        server = await asyncio.start_server(connect, "127.0.0.1", 0)
+        self.address = "{}:{}".format(*server.sockets[0].getsockname())
+        self._is_listening.set()
+        await self._stopping.wait()
+        server.close()
+        for task in connections:
+            task.cancel()
+        await asyncio.gather(*connections)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, port = self._target.split(":")
+        inner, outer = await asyncio.open_connection(
+            host, int(port), ssl=self._tls, server_hostname=self._server_name
+        )
+        self.sources.append("ipv4:{}:{}".format(*outer.get_extra_info("sockname")))
+        ways = [
+            asyncio.create_task(_carry(reader, outer)),
+            asyncio.create_task(_carry(inner, writer)),
+        ]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            outer.transport.abort()
+
+
+async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while part := await reader.read(65_536):
+        writer.write(part)
+        await writer.drain()
+
+
 def refusal(call: Any, *arguments: Any, **options: Any) -> grpc.RpcError:
     """The error that a call ends with."""
     with pytest.raises(grpc.RpcError) as caught:
@@ -216,6 +305,7 @@ def proxies_of(service: Service, api: IdentityServer, **changes: Any) -> dict[st
             "enabled": True,
             "role": "linkerd",
             "authenticators": ["cluster"],
+            "listen": f"127.0.0.1:{free_port()}",
             "trust_domain": "cluster.local",
         },
         **changes,

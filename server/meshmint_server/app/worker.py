@@ -13,10 +13,12 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import structlog
 import uvloop
@@ -24,7 +26,7 @@ import uvloop
 from meshmint_server import telemetry
 from meshmint_server.app.background import background, beat
 from meshmint_server.app.openers import open_signing_process, open_store
-from meshmint_server.app.own_certificate import BundleEndpoint, grpc_credentials
+from meshmint_server.app.own_certificate import BundleEndpoint, LinkerdEntrance, grpc_credentials
 from meshmint_server.app.parent import end_with_supervisor
 from meshmint_server.app.succession import build_rotator, build_succession, show_rotation
 from meshmint_server.app.upkeep import Duty, Upkeep
@@ -52,6 +54,7 @@ from meshmint_server.grpc_api import (
     GrpcListener,
     IstioService,
     LinkerdService,
+    Relay,
 )
 from meshmint_server.http_api import bind, build_http_api, serve_http
 from meshmint_server.issuance import (
@@ -187,7 +190,11 @@ async def _serve(config: Config, pipe: Connection) -> None:
             audit=audit,
         )
         succession = build_succession(config, store, keyring)
-        edge = Edge(authenticators, audit, config.request_time_limit.total_seconds())
+        private = stack.enter_context(tempfile.TemporaryDirectory(prefix="meshmint-worker-"))
+        relay = Relay(Path(private))
+        edge = Edge(
+            authenticators, audit, config.request_time_limit.total_seconds(), peers=relay.peers
+        )
         certificates = CertificateService(
             edge,
             mint=mint,
@@ -260,7 +267,10 @@ async def _serve(config: Config, pipe: Connection) -> None:
         if stopping.is_set():
             return
         endpoint = BundleEndpoint(config.bundle_endpoint, start)
+        linkerd = LinkerdEntrance(config, relay, start)
         listener.listen(str(config.listen), credentials)
+        if config.linkerd.entrance is not None:
+            listener.listen(relay.address, None)
         await listener.start()
         probe.on_change(listener.readiness_listener())
         with contextlib.suppress(OSError):
@@ -277,10 +287,12 @@ async def _serve(config: Config, pipe: Connection) -> None:
             pid=os.getpid(),
         )
         await stack.enter_async_context(endpoint.serve(bundles, service_certificate, stopping))
+        await stack.enter_async_context(linkerd.serve(service_certificate, stopping))
         await stopping.wait()
         probe.stop("draining")
         bundles.close()
         certificates.draining.begin()
+        relay.close()
         await listener.stop(config.drain.total_seconds())
 
 

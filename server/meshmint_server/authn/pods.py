@@ -175,15 +175,16 @@ class Pods:
             found = parse_json_object(answer)
             if found.get("kind") != "PodList":
                 raise ValueError("not a PodList")
-            # An empty list may be null: that is how Go writes it.
-            items = found.get("items") or []
+            items = found["items"]
+            if items is None:  # an empty list, as Go writes it
+                return []
             if not isinstance(items, list):
                 raise ValueError("no list")
             return [pod for pod in map(_pod, items) if pod is not None]
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             raise VerifierUnavailable(
-                f"{self._purpose} cannot be told: the API server answers with something else than "
-                "a list of pods; an operator must look at its URL",
+                f"{self._purpose} answers with something else than a list of pods; "
+                "an operator must look at its URL",
                 retry_after=OPERATOR_RETRY_AFTER,
             ) from error
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from meshmint_server.authn import is_namespace, is_object_name
-from meshmint_server.config.fields import Section
+from meshmint_server.config.fields import HostPort, OptionalTcpAddress, Section
 from meshmint_server.grpc_api import IstioRules, LinkerdRules
 from meshmint_server.spiffe import TrustDomain
 
@@ -111,7 +111,9 @@ class LinkerdSettings(_MeshSettings):
     """Linkerd's protocol for its proxies (docs/guide/linkerd.md).
 
     Attributes:
-        enabled: Whether it is served, on the port of `listen`.
+        enabled: Whether it is served, on the port of gRPC and on `listen`.
+        listen: Address for the proxies, `host:port`, which shows the certificate of `tls`:
+            they offer no ALPN, which gRPC demands on its own port.
         role: Name of the role that decides; it must allow the proxy's identity as a DNS name.
         authenticators: Names of the authenticators, of kind `kubernetes`, whose callers are
             served.
@@ -120,8 +122,14 @@ class LinkerdSettings(_MeshSettings):
             if it is not set.
     """
 
+    listen: OptionalTcpAddress = None
     namespace: Annotated[str, AfterValidator(_namespace)] = "linkerd"
     trust_domain: Annotated[str, AfterValidator(_dns_name)] | None = None
+
+    @property
+    def entrance(self) -> HostPort | None:
+        """Where the proxies are listened for; None while it is not enabled."""
+        return self.listen if self.enabled else None
 
     def build(self, trust_domain: TrustDomain) -> LinkerdRules | None:
         """The rules; None while it is not enabled."""

@@ -88,7 +88,7 @@ class Config(Section):
         rotation: How issuers succeed each other.
         authenticators: Who vouches for callers; at least one is needed to issue.
         istio: Istio's protocol, on the port of `listen`.
-        linkerd: Linkerd's protocol, on the port of `listen`.
+        linkerd: Linkerd's protocol.
         admins: Callers that may use AdminService, and revoke any certificate; a matcher that
             matches everybody is refused.
         default_ttl: Lifetime where neither role nor request says one.
@@ -152,6 +152,8 @@ class Config(Section):
         return self
 
     def _check_meshes(self) -> None:
+        if self.linkerd.entrance is not None and self.tls.mode == "none":
+            raise ValueError("linkerd.listen: proxies want TLS: set tls.mode to 'own' or 'files'")
         everybody = [one.name for one in self.authenticators]
         clusters = [one.name for one in self.authenticators if isinstance(one, KubernetesSettings)]
         for section, settings, known in (

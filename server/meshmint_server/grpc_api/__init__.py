@@ -6,6 +6,7 @@ from meshmint_server.grpc_api.credentials import OwnCredentials, file_credential
 from meshmint_server.grpc_api.edge import Edge
 from meshmint_server.grpc_api.istio_service import IstioRules, IstioService
 from meshmint_server.grpc_api.linkerd_service import LinkerdRules, LinkerdService
+from meshmint_server.grpc_api.relay import Relay
 from meshmint_server.grpc_api.server import GrpcListener
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "LinkerdRules",
     "LinkerdService",
     "OwnCredentials",
+    "Relay",
     "file_credentials",
 ]

@@ -16,6 +16,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
+    Mapping,
     Sequence,
 )
 from contextlib import aclosing
@@ -68,12 +69,19 @@ class Edge:
         time_limit: Seconds that a request may take where the client sets no
             deadline, or a longer one.
         entrance: Where requests wait while the listener closes.
+        peers: Whom gRPC's peers really are, where a relay stands between.
     """
 
     authenticators: Authenticators
     audit: AuditLog
     time_limit: float
     entrance: Entrance = field(default_factory=Entrance)
+    peers: Mapping[str, str] = field(default_factory=dict)
+
+    def origin(self, rpc: str, context: grpc.aio.ServicerContext[Any, Any]) -> Origin:
+        """Where a request comes from, with a new id."""
+        peer = context.peer()
+        return Origin(os.urandom(16).hex(), rpc, self.peers.get(peer, peer))
 
 
 class HasEdge(Protocol):
@@ -166,7 +174,7 @@ def rpc(
         ) -> Response:
             started = time.perf_counter()
             code = "OK"
-            origin = Origin(os.urandom(16).hex(), name, context.peer())
+            origin = self.edge.origin(name, context)
             telemetry.IN_FLIGHT.inc()
             try:
                 await self.edge.entrance.enter()
@@ -212,7 +220,7 @@ def streaming_rpc(
         ) -> None:
             started = time.perf_counter()
             code = "OK"
-            origin = Origin(os.urandom(16).hex(), name, context.peer())
+            origin = self.edge.origin(name, context)
             try:
                 await self.edge.entrance.enter()
                 # Closed here and not by a garbage collector, so that what the method holds

@@ -1,4 +1,4 @@
-"""TLS of an HTTPS listener, whose certificate changes while it serves.
+"""TLS of a listener that is not gRPC's own, whose certificate changes while it serves.
 
 One context for good: the next handshake gets the new certificate, and no open
 connection is touched. A private key is never in a file that others can read.
@@ -33,10 +33,15 @@ _WATCH_SECONDS = 1.0
 
 
 class ServerTls:
-    """A server's TLS context; asks no client for a certificate."""
+    """A server's TLS context; asks no client for a certificate.
 
-    def __init__(self) -> None:
+    Args:
+        protocol: What it speaks, in ALPN's words (RFC 7301).
+    """
+
+    def __init__(self, protocol: str = "http/1.1") -> None:
         self.context = _new_context()
+        self.context.set_alpn_protocols([protocol])
 
     def use(self, chain: bytes, key: bytes) -> None:
         """Shows this certificate from now on.
@@ -65,7 +70,6 @@ def _new_context() -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_CIPHERS)
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols(["http/1.1"])
     return context
 
 
@@ -90,9 +94,17 @@ def _readable_by_us_alone(content: bytes) -> Iterator[str]:
 
 
 class CertificateFiles:
-    """A certificate and its key in files that somebody else renews."""
+    """A certificate and its key in files that somebody else renews.
 
-    def __init__(self, certificate: Path, key: Path, tls: ServerTls) -> None:
+    Args:
+        certificate: Chain file, PEM, leaf first.
+        key: Key file, PEM.
+        tls: What shows them.
+        listener: Whose they are, in words for the log.
+    """
+
+    def __init__(self, certificate: Path, key: Path, tls: ServerTls, listener: str) -> None:
+        self._listener = listener
         self._files = (WatchedFile(certificate), WatchedFile(key))
         self._tls = tls
         self._used: tuple[bytes, bytes] | None = None
@@ -121,6 +133,7 @@ class CertificateFiles:
                 if str(error) != complaint:
                     complaint = str(error)
                     log.warning(
-                        "the bundle endpoint's TLS files cannot be used; the old ones stay",
+                        "TLS files cannot be used; the old ones stay",
+                        listener=self._listener,
                         problem=complaint,
                     )
