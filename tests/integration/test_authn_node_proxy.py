@@ -101,7 +101,8 @@ async def test_another_template_for_identities_is_no_way_around(cluster: Cluster
     ],
     ids=[
         "500", "503", "429", "404", "401", "403", "redirect", "html", "list", "other-kind",
-        "no-items", "items-object", "text-item", "broken-item", "duplicate-names", "too-large", "hangs",
+        "no-items", "items-object", "text-item", "broken-item", "duplicate-names", "too-large",
+        "hangs",
     ],
 )  # fmt: skip
 async def test_an_api_server_in_trouble_is_unavailable_and_never_a_yes_or_a_no(

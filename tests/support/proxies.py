@@ -29,7 +29,7 @@ from meshmint.third_party.istio.ca_pb2_grpc import IstioCertificateServiceStub
 from meshmint.third_party.linkerd import identity_pb2
 from meshmint.third_party.linkerd.identity_pb2_grpc import IdentityStub
 from support.csr import make_csr, make_key, pem
-from support.identity_provider import IdentityServer, TestCa, make_pod
+from support.identity_provider import IdentityServer, TestCa, TokenIssuer, make_pod
 from support.programs import program
 from support.service import Service, free_port
 
@@ -82,11 +82,20 @@ def linkerd_csr(name: str, key: Key | None = None) -> bytes:
 
 
 class Proxies:
-    """A service with both protocols on, and the cluster around it."""
+    """A service with both protocols on, and the cluster around it.
 
-    def __init__(self, service: Service, api: IdentityServer) -> None:
+    Args:
+        service: The service.
+        api: The cluster's API server.
+        west: The issuer of tokens of another cluster, if there is one.
+    """
+
+    def __init__(
+        self, service: Service, api: IdentityServer, west: TokenIssuer | None = None
+    ) -> None:
         self.service = service
         self.api = api
+        self.west = west
         self.istio = IstioCertificateServiceStub(service.channel)
         self.linkerd = IdentityStub(service.channel)
 
@@ -120,6 +129,7 @@ class Proxies:
         *,
         ttl: int = 86_400,
         cluster_ids: Iterable[str] = ("Kubernetes",),
+        timeout: float | None = TIMEOUT,
         **metadata: Any,
     ) -> ca_pb2.IstioCertificateResponse:
         """Calls CreateCertificate as the agents do, with an empty CertSigner."""
@@ -127,7 +137,7 @@ class Proxies:
         request.metadata.update({"CertSigner": "", **metadata})
         return self.istio.CreateCertificate(
             request,
-            timeout=TIMEOUT,
+            timeout=timeout,
             metadata=[
                 *self.service.metadata(token),
                 *(("clusterid", one) for one in cluster_ids),

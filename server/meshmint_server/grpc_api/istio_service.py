@@ -104,10 +104,11 @@ class IstioService(IstioCertificateServiceServicer):
 
     def _authenticators(self, call: Call) -> frozenset[str]:
         """Whose callers may have sent this: what names its cluster must be of that cluster."""
-        clusters = call.values(_CLUSTER_ID)
-        if not self._rules.clusters or len(clusters) != 1:
-            return self._rules.authenticators
-        named = self._rules.clusters.get(clusters[0])
+        match call.values(_CLUSTER_ID):
+            case [cluster] if cluster and self._rules.clusters:
+                named = self._rules.clusters.get(cluster)
+            case _:
+                return self._rules.authenticators
         return frozenset() if named is None else frozenset({named})
 
     def _role(self, signer: str) -> str:
