@@ -138,6 +138,13 @@ class LinkerdSettings(_MeshSettings):
         return LinkerdRules(
             role=self.role,
             authenticators=frozenset(self.authenticators),
-            suffix=f"serviceaccount.identity.{self.namespace}."
-            f"{self.trust_domain or trust_domain.name}",
+            suffix=self._suffix(trust_domain),
         )
+
+    def server_name(self, trust_domain: TrustDomain) -> str:
+        """What the identity service is called by proxies that were not told another name."""
+        return f"linkerd-identity.{self.namespace}.{self._suffix(trust_domain)}"
+
+    def _suffix(self, trust_domain: TrustDomain) -> str:
+        ending = self.trust_domain or trust_domain.name
+        return f"serviceaccount.identity.{self.namespace}.{ending}"

@@ -15,6 +15,7 @@ from meshmint_server.cli.doctor.federation import check_federation
 from meshmint_server.cli.doctor.finding import Finding, error, warning
 from meshmint_server.cli.doctor.issuers import check_issuers
 from meshmint_server.cli.doctor.keys import check_keys
+from meshmint_server.cli.doctor.mesh import check_mesh_protocols
 from meshmint_server.cli.doctor.roles import check_admins, check_roles
 from meshmint_server.cli.doctor.store import (
     StoreContents,
@@ -64,7 +65,10 @@ async def examine(path: Path) -> AsyncIterator[Finding]:
     if contents.roles is None:
         yield warning("roles", _UNSEEN, _SEE_STORE)
     else:
-        for finding in check_roles(contents.roles, config, contents.issuers):
+        for finding in (
+            *check_roles(contents.roles, config, contents.issuers),
+            *check_mesh_protocols(config, contents.roles),
+        ):
             yield finding
     if contents.federated is not None:
         for finding in check_federation(
