@@ -66,6 +66,7 @@ async def test_the_caller_is_the_pods_account_and_has_nothing_of_the_proxy(
         "kubernetes.namespace": "shop",
         "kubernetes.service_account": "cart",
         "kubernetes.node": "node-1",
+        "kubernetes.node_proxy": "istio-system/ztunnel",
     }
 
 

@@ -108,6 +108,13 @@ def test_grpcurl_can_call_both_without_a_proto_file(proxies: Proxies) -> None:
     x509.load_der_x509_certificate(base64.b64decode(answer["leaf_certificate"]))
 
 
+def test_the_roots_are_read_as_the_guides_say(proxies: Proxies) -> None:
+    service = proxies.service
+    answer = grpcurl(service, service.address, "meshmint.v1.CertificateService/GetChain")
+
+    assert "".join(json.loads(answer)["trust_bundle"]) == service.ca_file.read_text()
+
+
 def test_metrics_know_both(proxies: Proxies) -> None:
     proxies.create(ztunnel_csr(proxies.spiffe_id(*CART)), proxies.token(*CART))
     name = proxies.linkerd_name(*CART)

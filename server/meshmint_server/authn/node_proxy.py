@@ -58,17 +58,6 @@ class NodeProxies:
                 "be one, add it to node_accounts."
             )
         wanted = _parsed(identity)
-        caller = self._caller(actor, wanted)
-        node = await self._node_of(actor)
-        namespace, name = service_account_in(wanted)
-        if not await self._pods.is_on(node, namespace, name):
-            raise ImpersonationDenied(
-                f"{actor.subject} on node {node} asks for {wanted}, which has no pod there."
-            )
-        return caller(node)
-
-    def _caller(self, actor: Caller, wanted: SpiffeId) -> Callable[[str], Caller]:
-        """What makes the caller once the node is known; its identity is checked before."""
         namespace, name = service_account_in(wanted)
         attributes: dict[str, Attribute] = {
             "kubernetes.namespace": namespace,
@@ -81,10 +70,15 @@ class NodeProxies:
                 f"{self._authenticator!r} gives service account {namespace}/{name} "
                 f"the SPIFFE ID {own or 'of nobody'}."
             )
-        return lambda node: Caller(
+        node = await self._node_of(actor)
+        if not await self._pods.is_on(node, namespace, name):
+            raise ImpersonationDenied(
+                f"{actor.subject} on node {node} asks for {wanted}, which has no pod there."
+            )
+        return Caller(
             authenticator=self._authenticator,
             subject=f"system:serviceaccount:{namespace}:{name}",
-            attributes={**attributes, "kubernetes.node": node},
+            attributes={**attributes, "kubernetes.node": node, "kubernetes.node_proxy": proxy},
             spiffe_id=own,
             expires_at=actor.expires_at,
         )
