@@ -111,8 +111,8 @@ class Supervisor:
             return
         if _addresses(config) != _addresses(self._config):
             log.error(
-                "a change of 'listen', 'http.listen' or 'bundle_endpoint.listen' needs a restart; "
-                "nothing was reloaded"
+                "a change of an address to listen on needs a restart; nothing was reloaded",
+                addresses=list(_addresses(config)),
             )
             return
         self._config = config
@@ -273,6 +273,7 @@ def _addresses(config: Config) -> dict[str, HostPort | UnixSocket | None]:
         "listen": config.listen,
         "http.listen": config.http.listen,
         "bundle_endpoint.listen": config.bundle_endpoint.listen,
+        "linkerd.listen": config.linkerd.entrance,
     }
 
 

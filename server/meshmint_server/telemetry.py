@@ -100,7 +100,7 @@ TOKEN_CHECKS: Final = Counter(
 VERIFIER_SECONDS: Final = Histogram(
     "meshmint_verifier_seconds",
     "Time of a request to what vouches for tokens, by authenticator, what was asked for (keys, "
-    "review) and outcome (answered, throttled, timed_out, failed).",
+    "review, pods) and outcome (answered, throttled, timed_out, failed).",
     ("authenticator", "asked_for", "outcome"),
     buckets=_LATENCY,
 )

@@ -177,6 +177,7 @@ def own_service(directory: Path, built_shim: Path) -> Iterator[Proxies]:
         shim=shim,
         keys={"sign_timeout": 3},
         request_time_limit="5s",
+        admission={"rates": [{"roles": ["istio-short"], "rate": 0.001, "burst": 1}]},
     )
     ca = TestCa(directory / "cluster-ca")
     (made.directory / "cluster-ca.pem").write_bytes(ca.pem)
@@ -252,6 +253,18 @@ def test_an_authenticator_that_is_not_named_for_linkerd_does_not_count_there(
     error = refusal(own.certify, name, linkerd_csr(name), token)
 
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_rates_hold_and_have_agents_ask_again(own: Proxies) -> None:
+    def ask() -> None:
+        own.create(
+            ztunnel_csr(own.spiffe_id("shop", "greedy")),
+            own.token("shop", "greedy"),
+            CertSigner="signers.example/short",
+        )
+
+    ask()
+    assert refusal(ask).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @pytest.mark.parametrize("fault", ["is removed", "hangs"])

@@ -65,8 +65,8 @@ _CONFIG_INTRO = """\
 
 One YAML file, given to `meshmintd` with `-c`. `meshmintd config check -c FILE` says what is
 wrong with it; unknown fields and keys that stand twice are refused. It never holds a secret,
-only where one is. SIGHUP has a running service read it again; `listen`, `http.listen` and
-`bundle_endpoint.listen` need a restart.
+only where one is. SIGHUP has a running service read it again; `listen`, `http.listen`,
+`bundle_endpoint.listen` and `linkerd.listen` need a restart.
 
 [deploy/config.example.yaml](../../deploy/config.example.yaml) is a whole file to begin with.
 Durations are seconds, or text such as `30s`, `15m`, `72h`, `1h30m`, `7d`.

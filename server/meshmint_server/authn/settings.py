@@ -128,7 +128,8 @@ class KubernetesSettings(_Settings):
         ca_file: Roots for the API server, read again when changed.
         reviewer_token_file: Our credential at the API server, read again when changed.
         max_reviews: TokenReviews of one worker under way at one time. A quarter
-            of them is kept for callers that were known a moment ago.
+            of them is kept for callers that were known a moment ago. As many
+            look-ups of pods, for node proxies, beside them.
     """
 
     kind: Literal["kubernetes"] = "kubernetes"

@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 # Beyond that nobody new is let in: each takes three file descriptors.
 MOST_CONNECTIONS = 10_000
 HANDSHAKE_SECONDS = 10.0
+FINISH_SECONDS = 10.0
 _PART_BYTES = 64 * 1024
 
 
@@ -99,8 +100,10 @@ class Relay:
                 asyncio.create_task(_copy(inner, writer)),
             ]
             try:
-                # TLS has no half of a connection: when one direction ends, all of it does.
+                # TLS has no half of a connection: when one direction ends, all of it does, but
+                # for what was said already.
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.gather(_finish(writer), _finish(outer))
             finally:
                 for task in tasks:
                     task.cancel()
@@ -139,6 +142,14 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         while part := await reader.read(_PART_BYTES):
             writer.write(part)
             await writer.drain()
+
+
+async def _finish(writer: asyncio.StreamWriter) -> None:
+    """Closes a side once all has left that was written to it, or it takes too long."""
+    writer.close()
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(FINISH_SECONDS):
+            await writer.wait_closed()
 
 
 def _spelled(peer: tuple[str, int]) -> str:

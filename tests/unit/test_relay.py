@@ -1,0 +1,184 @@
+"""The relay for clients without ALPN: what goes in comes out, and nobody is kept for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from meshmint_server.grpc_api import Relay
+from support.server_ca import TestCa
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+MEGABYTES = os.urandom(3 * 1024 * 1024)
+PATIENCE = 30
+
+
+@pytest.fixture
+def ca(tmp_path: Path) -> TestCa:
+    return TestCa(tmp_path / "ca")
+
+
+@asynccontextmanager
+async def relaying(
+    directory: Path, ca: TestCa, inside: Handler, **options: int
+) -> AsyncIterator[tuple[Relay, int]]:
+    """A relay before something that is not gRPC, and the port that it is on."""
+    directory.mkdir(exist_ok=True)
+    relay = Relay(directory, **options)
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            await inside(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_unix_server(handle, relay.address.removeprefix("unix:"))
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    try:
+        async with relay.serve(bound, ca.server_context()):
+            yield relay, bound.getsockname()[1]
+    finally:
+        server.close()
+
+
+async def connected(port: int, ca: TestCa) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    tls = ssl.create_default_context(cafile=str(ca.file))
+    return await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname="localhost")
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while part := await reader.read(10_000):
+        writer.write(part)
+        await writer.drain()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not holds():  # noqa: ASYNC110 - there is nothing to be told by
+            await asyncio.sleep(0.01)
+
+
+async def test_megabytes_come_back_as_they_went(tmp_path: Path, ca: TestCa) -> None:
+    async with relaying(tmp_path / "relay", ca, echo) as (_, port):
+        reader, writer = await connected(port, ca)
+
+        async def send() -> None:
+            writer.write(MEGABYTES)
+            await writer.drain()
+
+        sending = asyncio.create_task(send())
+        assert await reader.readexactly(len(MEGABYTES)) == MEGABYTES
+        await sending
+        writer.close()
+
+
+async def test_what_was_said_last_arrives_though_who_said_it_is_gone(
+    tmp_path: Path, ca: TestCa
+) -> None:
+    async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(MEGABYTES)
+        await writer.drain()
+
+    async with relaying(tmp_path / "relay", ca, say) as (_, port):
+        # One who takes little at a time, so that much is on its way when all was said.
+        narrow = socket.socket()
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        narrow.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(narrow, ("127.0.0.1", port))
+        tls = ssl.create_default_context(cafile=str(ca.file))
+        reader, writer = await asyncio.open_connection(
+            sock=narrow, ssl=tls, server_hostname="localhost", limit=1024
+        )
+        heard = bytearray()
+        while part := await reader.read(4096):
+            heard += part
+        assert heard == MEGABYTES
+        writer.close()
+
+
+async def test_the_peer_is_known_while_it_is_connected_and_no_longer(
+    tmp_path: Path, ca: TestCa
+) -> None:
+    async with relaying(tmp_path / "relay", ca, echo) as (relay, port):
+        reader, writer = await connected(port, ca)
+        writer.write(b"x")
+        assert await reader.readexactly(1) == b"x"
+        own = writer.get_extra_info("sockname")
+        assert list(relay.peers.values()) == [f"ipv4:127.0.0.1:{own[1]}"]
+        # Nothing but the listener's own socket stays in the directory.
+        assert [file.name for file in (tmp_path / "relay").iterdir()] == ["grpc"]
+
+        writer.close()
+        await until(lambda: not relay.peers)
+
+
+async def test_who_goes_away_in_the_middle_leaves_nothing_behind(
+    tmp_path: Path, ca: TestCa
+) -> None:
+    ended = asyncio.Event()
+
+    async def wait(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read(-1)
+        ended.set()
+
+    async with relaying(tmp_path / "relay", ca, wait) as (relay, port):
+        _, writer = await connected(port, ca)
+        writer.write(b"some")
+        await until(lambda: bool(relay.peers))
+        writer.transport.abort()
+        async with asyncio.timeout(PATIENCE):
+            await ended.wait()
+        await until(lambda: not relay.peers)
+
+
+async def test_beyond_the_limit_nobody_is_let_in_until_somebody_has_gone(
+    tmp_path: Path, ca: TestCa
+) -> None:
+    async with relaying(tmp_path / "relay", ca, echo, most=1) as (relay, port):
+        _, first = await connected(port, ca)
+        await until(lambda: bool(relay.peers))
+        with pytest.raises(OSError):  # noqa: PT011 - which one is up to TLS
+            await _ask(port, ca)
+
+        first.close()
+        await until(lambda: not relay.peers)
+        assert await _ask(port, ca) == b"x"
+
+
+async def _ask(port: int, ca: TestCa) -> bytes:
+    reader, writer = await connected(port, ca)
+    try:
+        writer.write(b"x")
+        answer = await reader.read(1)
+    finally:
+        writer.transport.abort()
+    if not answer:
+        raise ConnectionError("no answer")
+    return answer
+
+
+async def test_where_there_is_nothing_inside_the_connection_ends(
+    tmp_path: Path, ca: TestCa
+) -> None:
+    async with relaying(tmp_path / "relay", ca, echo) as (relay, port):
+        (tmp_path / "relay" / "grpc").unlink()
+        with pytest.raises(OSError):  # noqa: PT011
+            await _ask(port, ca)
+        assert not relay.peers
+
+
+async def test_at_the_end_connections_that_are_open_are_let_go(tmp_path: Path, ca: TestCa) -> None:
+    async with relaying(tmp_path / "relay", ca, echo) as (relay, port):
+        reader, writer = await connected(port, ca)
+        await until(lambda: bool(relay.peers))
+    with contextlib.suppress(OSError):
+        assert await reader.read(1) == b""
+    assert not relay.peers
+    writer.transport.abort()
