@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import signal
+import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -14,12 +17,14 @@ from typing import Any
 
 import grpc
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from meshmint.third_party.istio.ca_pb2_grpc import IstioCertificateServiceStub
 from meshmint.third_party.linkerd import identity_pb2
 from meshmint.third_party.linkerd.identity_pb2_grpc import IdentityStub
+from meshmint.v1 import certificate_service_pb2 as pb
 from support.hsm_shim import DEVICE, Ckr, Shim
 from support.identity_provider import Answer, IdentityServer, TestCa, TokenIssuer
 from support.mesh import wait_until
@@ -28,12 +33,13 @@ from support.proxies import (
     LINKERD_AUDIENCE,
     ROLES,
     Proxies,
+    WithoutAlpn,
     linkerd_csr,
     proxies_of,
     refusal,
     ztunnel_csr,
 )
-from support.service import Service, make_root, sign_intermediate
+from support.service import Service, ServiceFactory, free_port, make_root, sign_intermediate
 from support.softhsm import require_module
 
 ISTIO = "istio.v1.auth.IstioCertificateService"
@@ -115,13 +121,17 @@ def test_the_roots_are_read_as_the_guides_say(proxies: Proxies) -> None:
     assert "".join(json.loads(answer)["trust_bundle"]) == service.ca_file.read_text()
 
 
+def metrics(service: Service) -> str:
+    with urllib.request.urlopen(service.http_url + "/metrics", timeout=30) as response:  # noqa: S310 - loopback
+        return str(response.read().decode())
+
+
 def test_metrics_know_both(proxies: Proxies) -> None:
     proxies.create(ztunnel_csr(proxies.spiffe_id(*CART)), proxies.token(*CART))
     name = proxies.linkerd_name(*CART)
     refusal(proxies.certify, name, linkerd_csr(name), "nonsense")
 
-    with urllib.request.urlopen(proxies.service.http_url + "/metrics", timeout=30) as response:  # noqa: S310 - loopback
-        shown = response.read().decode()
+    shown = metrics(proxies.service)
     assert 'rpc="IstioCertificateService/CreateCertificate"' in shown
     assert 'code="INVALID_ARGUMENT",rpc="Identity/Certify"' in shown
     assert "mesh.example/ns" not in shown
@@ -336,3 +346,55 @@ def test_the_last_element_has_every_root_once_another_is_on_its_way(
     assert files[1].read_text() in response.cert_chain[-1]
     assert service.ca_file.read_text() in response.cert_chain[-1]
     own.verify(tmp_path, response.cert_chain[0], response.cert_chain[1:-1], response.cert_chain[-1])
+
+
+def test_sigterm_lets_what_proxies_asked_for_end(
+    service_factory: ServiceFactory,
+) -> None:
+    listen = f"127.0.0.1:{free_port()}"
+    linkerd = {
+        "enabled": True, "role": "linkerd", "authenticators": ["cluster"], "listen": listen,
+    }  # fmt: skip
+    with (
+        service_factory.start(linkerd=linkerd) as service,
+        WithoutAlpn(listen, service.ca_file, "localhost") as through,
+        grpc.insecure_channel(through.address) as channel,
+    ):
+        role = service.put_role({"spiffe": "own", "key_type": "any"})
+        slow = [
+            service.stub_of(channel).Issue.future(
+                pb.IssueRequest(role=role, key_algorithm=pb.KEY_ALGORITHM_RSA_4096),
+                timeout=60,
+                metadata=service.metadata(service.token()),
+            )
+            for _ in range(4)
+        ]
+
+        def all_arrived() -> bool:
+            in_flight = re.search(r"^meshmint_rpcs_in_flight ([0-9]+)", metrics(service), re.M)
+            assert in_flight is not None
+            return int(in_flight[1]) + sum(future.done() for future in slow) >= len(slow)
+
+        wait_until(all_arrived, "all requests have arrived")
+        service.process.send_signal(signal.SIGTERM)
+        assert all(future.result().certificate for future in slow)
+        assert service.process.wait(60) == 0
+        # A second one may have the port at once.
+        with socket.socket() as probe:
+            host, port = listen.split(":")
+            assert probe.connect_ex((host, int(port))) != 0
+
+
+def test_the_port_for_proxies_is_held_like_the_others(own: Proxies, tmp_path: Path) -> None:
+    """SO_REUSEPORT would let a second server take half of the proxies in silence."""
+    other = own.service.config | {
+        "listen": f"127.0.0.1:{free_port()}",
+        "http": {"listen": f"127.0.0.1:{free_port()}"},
+    }
+    file = tmp_path / "second.yaml"
+    file.write_text(yaml.safe_dump(other))
+
+    done = own.service.meshmintd("serve", "-c", file)
+
+    assert done.returncode != 0
+    assert "linkerd.listen" in done.stdout + done.stderr

@@ -270,6 +270,9 @@ Reflection (`grpc.reflection.v1alpha`) and health checks (`grpc.health.v1`, over
 service) are on the same port. A credential is a bearer token in the metadata: `authorization:
 Bearer <token>`. `GetChain`, `WatchTrustBundle`, `Revoke` with a proof of possession, health and
 reflection need none.
+
+Where they are enabled, the protocols of [Istio](../guide/istio.md) and
+[Linkerd](../guide/linkerd.md) are there as well. They are not ours to change.
 """
 
 _FILES = ("certificate_service.proto", "admin_service.proto", "role.proto")

@@ -190,7 +190,9 @@ async def _serve(config: Config, pipe: Connection) -> None:
             audit=audit,
         )
         succession = build_succession(config, store, keyring)
-        private = stack.enter_context(tempfile.TemporaryDirectory(prefix="meshmint-worker-"))
+        # In the supervisor's own folder: what a worker leaves that was killed, goes with it.
+        beside = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        private = stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-", dir=beside))
         relay = Relay(Path(private))
         edge = Edge(
             authenticators, audit, config.request_time_limit.total_seconds(), peers=relay.peers
