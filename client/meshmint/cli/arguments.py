@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
+from meshmint.cli.agent import add_agent, check_agent
 from meshmint.cli.errors import USAGE
 from meshmint.cli.issuers import add_rotation, check_rotation
 from meshmint.cli.records import add_record_filter, record_filter
@@ -45,6 +46,17 @@ examples:
   meshmint inspect /run/svid/cert.pem   what is in a certificate
   meshmint records --role web           what was issued (for operators)
   meshmint issuers                      who signs, and what comes next (for operators)
+  meshmint agent -c agent.yaml          gets certificates, renews them, hands them to programs
+""",
+    "agent": """\
+examples:
+  meshmint agent -c agent.yaml --check
+  meshmint agent -c agent.yaml --once
+  meshmint agent -c agent.yaml
+  meshmint agent status -c agent.yaml
+
+It runs until SIGTERM; SIGHUP has it read its configuration again. docs/guide/agent.md in
+the source has the whole of it. It needs pip install 'meshmint[agent]'.
 """,
     "issue": """\
 examples:
@@ -221,8 +233,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_rotation(rotate)
     _add_connection(rotate)
 
+    agent = command("agent", "get certificates, renew them, and hand them to programs")
+    add_agent(agent)
+
     parsed = parser.parse_args(arguments)
-    if parsed.command != "inspect" and not parsed.server:
+    if parsed.command not in ("inspect", "agent") and not parsed.server:
         parser.error("no server is given: use --server HOST:PORT or set MESHMINT_SERVER")
     if parsed.command == "chain" and parsed.only and (parsed.out or parsed.json):
         parser.error("--only is for printing PEM, without --out and --json")
@@ -231,6 +246,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if parsed.command == "revoke" and parsed.key and not parsed.certificate:
         parser.error("--key proves the possession of a --certificate")
     if parsed.command == "rotate" and (fault := check_rotation(parsed)):
+        parser.error(fault)
+    if parsed.command == "agent" and (fault := check_agent(parsed)):
         parser.error(fault)
     return parsed
 

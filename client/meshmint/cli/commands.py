@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from meshmint.admin import AdminClient, AdminOptions
 from meshmint.admin_operations import Record
 from meshmint.cli import issuers, records
+from meshmint.cli.agent import run_agent
 from meshmint.cli.errors import DONE, NOT_VERIFIED
 from meshmint.cli.inspection import inspect_certificate
 from meshmint.cli.view import Row, inspection_rows, write_columns, write_table
@@ -61,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
             return _rotate(arguments)
         case "revoke":
             return _revoke(arguments)
+        case "agent":
+            return run_agent(arguments)
         case _:
             return _inspect(arguments)
 
