@@ -46,7 +46,8 @@ class _Reaction(Section):
     @property
     def key(self) -> str:
         """The same for reactions that do the same."""
-        said = f"{type(self).__name__} {self.model_dump_json()}"
+        said = self.model_dump_json(exclude={"timeout", "attempts"})
+        said = f"{type(self).__name__} {said}"
         return hashlib.sha256(said.encode()).hexdigest()
 
 
