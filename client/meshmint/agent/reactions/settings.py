@@ -152,9 +152,7 @@ class HttpReaction(_Reaction):
             if name.lower() == "authorization":
                 raise ValueError("a credential belongs into a file: use 'header_files'")
             if not value.isprintable() or not value.isascii():
-                raise ValueError(
-                    f"the header field {name!r} has characters that no header may have"
-                )
+                raise ValueError(f"the header field {name!r} has characters that none may have")
         return self
 
     def __str__(self) -> str:
