@@ -239,6 +239,19 @@ class TestSignal:
         text = await failure_of(reaction(signal="HUP", pid_file=tmp_path / "pid"))
         assert "does not hold the number of a process" in text
 
+    async def test_nobody_else_can_have_any_process_signalled(
+        self, listener: subprocess.Popen[str], pid_file: Path
+    ) -> None:
+        one = reaction(signal="TERM", pid_file=pid_file)
+        pid_file.chmod(0o666)
+        assert "may be written by everyone" in await failure_of(one)
+        pid_file.chmod(0o644)
+        if os.geteuid() == 0:  # who is not cannot give a file away
+            os.chown(pid_file, 65534, -1)
+            told = f"belongs to user 65534, and process {listener.pid} does not run as that"
+            assert told in await failure_of(one)
+        assert listener.poll() is None
+
     async def test_a_file_that_is_not_there_is_said(self, tmp_path: Path) -> None:
         text = await failure_of(reaction(signal="HUP", pid_file=tmp_path / "none"))
         assert text.startswith(f"there is no {tmp_path}/none: start the program")

@@ -133,6 +133,7 @@ class Reactor:
             taken = dict(work.changes)
             work.failure = await self._try(work.reaction, tuple(taken.values()))
             if work.failure is None:
+                _log.info("%s was done after a change of %s", work.reaction, ", ".join(taken))
                 for name, change in taken.items():
                     if work.changes[name] is change:
                         del work.changes[name]
