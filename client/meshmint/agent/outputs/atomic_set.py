@@ -43,7 +43,7 @@ _VERSION = re.compile(r"\.\.meshmint-[0-9a-f]{16}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,199}")
 # A version that was replaced stays this long, for who has opened it; and not more than so many.
 _KEEP_SECONDS = 60.0
-_KEEP_VERSIONS = 4
+_KEEP_VERSIONS = 8
 _READ_ATTEMPTS = 3
 _MOST_BYTES = 16 * 1024 * 1024
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -161,7 +161,8 @@ def _check(descriptor: int, seen: Path, placement: Placement, *, may_be_sticky: 
         raise OutputError(
             seen,
             f"belongs to user {found.st_uid}, who could put a link in place of what the agent "
-            "writes: give it to root or to the agent's user, or name that user as the owner",
+            "writes: give it to root or to the agent's user, or name that user as the owner; where "
+            "all who may write there are trusted, set 'others_may_write: true'",
         )
     is_sticky = bool(found.st_mode & stat.S_ISVTX)
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not (may_be_sticky and is_sticky):

@@ -73,6 +73,8 @@ def _first_bytes(path: Path) -> bytes:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise OutputError(path, "is no regular file: put the password into one")
             return file.read(_MOST_PASSWORD_BYTES + 3)
+    except FileNotFoundError:
+        raise OutputError(path, "there is no such file: put the password into it") from None
     except OSError as error:
         raise could_not("read the password from", path, error) from error
 

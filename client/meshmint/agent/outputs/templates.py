@@ -7,6 +7,7 @@ configuration file.
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,7 +19,6 @@ from jinja2 import (
     FileSystemLoader,
     StrictUndefined,
     Template,
-    TemplateError,
     TemplateNotFound,
     TemplateSyntaxError,
 )
@@ -32,6 +32,9 @@ from meshmint.agent.outputs.settings import TemplateOutput
 __all__ = ["render", "variables_of", "variables_of_all"]
 
 _MOST_BYTES = 1024 * 1024
+_HARMLESS = re.compile(
+    r"'[A-Za-z_][A-Za-z0-9_. ]{0,40}' (is undefined|has no attribute '[A-Za-z_][A-Za-z0-9_]{0,30}')"
+)
 _INLINE = "<template>"
 
 
@@ -61,13 +64,11 @@ def render(settings: TemplateOutput, variables: Mapping[str, object]) -> bytes:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise OutputError(where, f"cannot read the template: {type(error).__name__}") from error
-    except TemplateError as error:
-        place = _line(error, settings)
-        raise OutputError(where, f"cannot fill in the template{place}: {error}") from error
     except Exception as error:  # noqa: BLE001
         # Whatever an expression can raise; its text may hold what it was given, such as the key.
+        text = str(error) if _HARMLESS.fullmatch(str(error)) else type(error).__name__
         raise OutputError(
-            where, f"cannot fill in the template{_line(error, settings)}: {type(error).__name__}"
+            where, f"cannot fill in the template{_line(error, settings)}: {text}"
         ) from None
 
 

@@ -51,7 +51,7 @@ async def run_command(reaction: CommandReaction, changes: Sequence[Change]) -> N
             status = await _status(process, reaction.timeout.total_seconds(), tail)
         finally:
             if process.returncode is None:
-                _kill(process, signal.SIGKILL)
+                await _kill_and_wait(process)
         if status:
             how = f"signal {-status}" if status < 0 else f"status {status}"
             raise AttemptFailed(f"it ended with {how}" + await tail.said())
@@ -90,8 +90,15 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         async with asyncio.timeout(_GRACE_SECONDS):
             await process.wait()
     # Children may have stayed when the first one went.
+    await _kill_and_wait(process)
+
+
+async def _kill_and_wait(process: asyncio.subprocess.Process) -> None:
     _kill(process, signal.SIGKILL)
-    await process.wait()
+    # One that hangs in the kernel does not even die of that.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_GRACE_SECONDS):
+            await process.wait()
 
 
 def _kill(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

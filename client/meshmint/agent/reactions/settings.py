@@ -46,7 +46,8 @@ class _Reaction(Section):
     @property
     def key(self) -> str:
         """The same for reactions that do the same."""
-        said = f"{type(self).__name__} {self.model_dump_json()}"
+        said = self.model_dump_json(exclude={"timeout", "attempts"})
+        said = f"{type(self).__name__} {said}"
         return hashlib.sha256(said.encode()).hexdigest()
 
 
@@ -151,9 +152,7 @@ class HttpReaction(_Reaction):
             if name.lower() == "authorization":
                 raise ValueError("a credential belongs into a file: use 'header_files'")
             if not value.isprintable() or not value.isascii():
-                raise ValueError(
-                    f"the header field {name!r} has characters that no header may have"
-                )
+                raise ValueError(f"the header field {name!r} has characters that none may have")
         return self
 
     def __str__(self) -> str:
