@@ -1,40 +1,38 @@
 """The composition root of the agent: settings in, running tasks out, and their end in order.
 
-Nothing else builds parts from the configuration. A task that ends by a fault of its
-own is told of and begun again; none takes another along.
+Nothing else builds parts from the configuration.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from meshmint.agent.arrangement import Arrangement, begin, end
 from meshmint.agent.bundles import BundleWatch
 from meshmint.agent.clock import Clock
-from meshmint.agent.config import AgentConfig, CertificateSettings
+from meshmint.agent.config import AgentConfig
 from meshmint.agent.connection import Connection
-from meshmint.agent.delivery import Delivery
 from meshmint.agent.identities import Picture
 from meshmint.agent.log import Log, set_up_log
 from meshmint.agent.metrics import Metrics
 from meshmint.agent.parts import Parts
 from meshmint.agent.publicity import Publicity
-from meshmint.agent.renewer import Renewer
+from meshmint.agent.reactions import Ledger, ReactionFailure, Reactor
 from meshmint.agent.state import StateDirectory
 from meshmint.agent.systemd import Notifier
-from meshmint.agent.targets import Targets
 from meshmint.errors import ConfigurationError, MeshmintError
 
 __all__ = ["Agent", "OnceFailed"]
 
-_AFTER_A_BUG = 5.0
 # A disk that hangs keeps a thread for as long as it does; others must find one.
 _THREADS_BESIDE = 16
+_MOST_THREADS = 512
 
 
 class OnceFailed(Exception):
@@ -47,21 +45,6 @@ class OnceFailed(Exception):
     def __init__(self, error: MeshmintError | None) -> None:
         super().__init__("not everything was done")
         self.error = error
-
-
-@dataclass(slots=True)
-class _Unit:
-    """One certificate at work."""
-
-    settings: CertificateSettings
-    renewer: Renewer
-    delivery: Delivery
-    targets: Targets
-    tasks: tuple[asyncio.Task[None], ...] = ()
-
-    async def stop(self) -> None:
-        await _end(self.tasks)
-        self.targets.close()
 
 
 class Agent:
@@ -85,10 +68,12 @@ class Agent:
         self._notifier = Notifier()
         self._metrics = Metrics(parts.conditions, parts.holdings, parts.clock)
         self._bundles = BundleWatch(parts)
+        self._reactor = Reactor(Ledger(parts.state.reactions), self._reaction_failed)
+        parts.conditions.reaction_errors = self._reaction_errors
+        self._arrangement = Arrangement(parts, self._reactor)
         self._publicity = Publicity(
             parts, self._notifier, self._metrics, lambda: self._config.server.address
         )
-        self._units: dict[str, _Unit] = {}
         self._stopping = asyncio.Event()
         self._reloading = asyncio.Lock()
 
@@ -101,6 +86,25 @@ class Agent:
             ConfigurationError: It cannot begin: another agent works here, or the health
                 address is taken.
         """
+        async with self._at_work(), self._publicity.serve(self._config.health):
+            with self._signals():
+                await self._run()
+
+    @contextlib.asynccontextmanager
+    async def _at_work(self) -> AsyncIterator[None]:
+        """The state directory is held, and every call ends with it."""
+        with self._parts.state.locked():
+            most = 2 * (len(self._config.certificates) + len(self._config.templates))
+            threads = ThreadPoolExecutor(min(most + _THREADS_BESIDE, _MOST_THREADS))
+            asyncio.get_running_loop().set_default_executor(threads)
+            try:
+                async with self._reactor:
+                    yield
+            finally:
+                await self._parts.connection.close()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         reloads: set[asyncio.Task[None]] = set()
 
@@ -109,21 +113,22 @@ class Agent:
             reloads.add(task)
             task.add_done_callback(reloads.discard)
 
-        with self._parts.state.locked():
-            self._make_threads()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self._stopping.set)
-            loop.add_signal_handler(signal.SIGHUP, reload)
-            try:
-                async with self._publicity.serve(self._config.health):
-                    await self._work()
-            finally:
-                await _end(tuple(reloads))
-                await self._parts.connection.close()
-                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                    loop.remove_signal_handler(number)
+        handlers = {
+            signal.SIGTERM: self._stopping.set,
+            signal.SIGINT: self._stopping.set,
+            signal.SIGHUP: reload,
+        }
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        try:
+            yield
+        finally:
+            for number in handlers:
+                loop.remove_signal_handler(number)
+            for task in reloads:
+                task.cancel()
 
-    async def _work(self) -> None:
+    async def _run(self) -> None:
         config = self._config
         self._log.info(
             "agent starts",
@@ -134,19 +139,19 @@ class Agent:
         )
         await self._bundles.restore()
         background = [
-            self._begin("clock", lambda: self._parts.clock.watch(self._clock_was_set)),
-            self._begin("trust bundle", self._bundles.run),
-            self._begin("status", self._publicity.run),
+            begin("clock", lambda: self._parts.clock.watch(self._clock_was_set)),
+            begin("trust bundle", self._bundles.run),
+            begin("status", self._publicity.run),
         ]
         try:
             async with self._reloading:
-                await self._arrange(config)
+                await self._arrangement.arrange(config)
             await self._stopping.wait()
             self._log.info("agent stops")
             self._notifier.stopping()
         finally:
-            await asyncio.gather(*(unit.stop() for unit in self._units.values()))
-            await _end(background)
+            await self._arrangement.stop()
+            await end(background)
             await self._publicity.say_goodbye()
 
     def _clock_was_set(self, step: timedelta) -> None:
@@ -155,48 +160,12 @@ class Agent:
         self._log.warning("the clock was set; every renewal is planned anew", seconds=seconds)
         self._parts.holdings.publish(self._parts.clock.now())
 
-    async def _arrange(self, config: AgentConfig) -> None:
-        """Lets what is unchanged go on, ends what is gone or changed, and begins what is new."""
-        wanted = {settings.name: settings for settings in config.certificates}
-        leaving = [u for name, u in self._units.items() if wanted.get(name) != u.settings]
-        await asyncio.gather(*(unit.stop() for unit in leaving))
-        for unit in leaving:
-            del self._units[unit.settings.name]
-        self._parts.conditions.arrange(tuple(wanted))
-        self._parts.holdings.arrange(tuple(wanted), self._parts.clock.now())
-        for name, settings in wanted.items():
-            if name not in self._units:
-                self._units[name] = self._begin_unit(settings)
-        for unit in self._units.values():
-            unit.renewer.wake()
+    def _reaction_failed(self, failure: ReactionFailure) -> None:
+        self._log.error("a reaction has failed; it is tried again", error=str(failure))
+        self._parts.conditions.changed()
 
-    def _unit(self, settings: CertificateSettings) -> _Unit:
-        targets = Targets(settings)
-        return _Unit(
-            settings,
-            Renewer(settings, self._parts),
-            Delivery(settings.name, targets, self._parts),
-            targets,
-        )
-
-    def _begin_unit(self, settings: CertificateSettings) -> _Unit:
-        unit = self._unit(settings)
-        unit.tasks = (
-            self._begin(settings.name, unit.renewer.run),
-            self._begin(settings.name, unit.delivery.run),
-        )
-        return unit
-
-    def _begin(self, what: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-        return asyncio.create_task(self._again_and_again(what, work))
-
-    async def _again_and_again(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            try:
-                await work()
-            except Exception:  # noqa: BLE001 - the outermost edge: a bug in one part ends no other
-                self._log.bug("a bug in the agent; this part of it begins again", part=what)
-            await asyncio.sleep(_AFTER_A_BUG)
+    def _reaction_errors(self) -> Mapping[str, str]:
+        return {name: str(failure) for failure in self._reactor.failures for name in failure.names}
 
     async def _reload(self) -> None:
         async with self._reloading:
@@ -209,7 +178,7 @@ class Agent:
             else:
                 set_up_log(config.log)
                 await self._parts.connection.configure(config.server, config.auth)
-                await self._arrange(config)
+                await self._arrangement.arrange(config)
                 self._config = config
                 self._log.info("configuration read again", certificates=len(config.certificates))
             self._publicity.reloaded()
@@ -235,40 +204,23 @@ class Agent:
             ConfigurationError: It cannot begin.
             OnceFailed: Something failed; the rest was done.
         """
-        with self._parts.state.locked():
-            self._make_threads()
+        async with self._at_work():
+            self._arrangement.prepare(self._config)
+            await self._bundles.restore()
+            units = self._arrangement.units(self._config)
             try:
-                await self._once()
+                errors = await asyncio.gather(
+                    self._bundles.once(), *(u.renewer.once() for u in units if u.renewer)
+                )
+                picture = self._parts.holdings.identities.picture or Picture()
+                delivered = await asyncio.gather(
+                    *(u.delivery.deliver(picture) for u in units if u.delivery)
+                )
+                unanswered = await self._reactor.settle()
             finally:
-                await self._parts.connection.close()
-
-    async def _once(self) -> None:
-        config = self._config
-        names = tuple(settings.name for settings in config.certificates)
-        self._parts.conditions.arrange(names)
-        await self._bundles.restore()
-        self._parts.holdings.arrange(names, self._parts.clock.now())
-        units = [self._unit(settings) for settings in config.certificates]
-        try:
-            errors = await asyncio.gather(
-                self._bundles.once(), *(unit.renewer.once() for unit in units)
-            )
-            picture = self._parts.holdings.identities.picture or Picture()
-            delivered = await asyncio.gather(*(unit.delivery.deliver(picture) for unit in units))
-        finally:
-            for unit in units:
-                unit.targets.close()
-        await self._publicity.say_goodbye()
+                for unit in units:
+                    await unit.close()
+            await self._publicity.say_goodbye()
         failed = [error for error in errors if error is not None]
-        if failed or not all(delivered):
+        if failed or not all(delivered) or unanswered:
             raise OnceFailed(failed[0] if failed else None)
-
-    def _make_threads(self) -> None:
-        most = 2 * len(self._config.certificates) + _THREADS_BESIDE
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(min(most, 512)))
-
-
-async def _end(tasks: tuple[asyncio.Task[None], ...] | list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

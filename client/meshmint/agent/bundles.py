@@ -23,7 +23,9 @@ _LONGEST_PAUSE = 30.0
 
 def bundle_of(watched: TrustBundle) -> Bundle:
     """What is handed out of a bundle that was watched."""
-    return Bundle(watched.trust_domain, watched.trust_bundle, sequence=watched.sequence)
+    return Bundle(
+        watched.trust_domain, watched.trust_bundle, watched.jwt_keys.encode(), watched.sequence
+    )
 
 
 class BundleWatch:

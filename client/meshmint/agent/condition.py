@@ -26,7 +26,7 @@ class Condition:
         renewals: How often it was obtained since the start of the agent.
         failures: How many attempts in a row have failed.
         last_error: Why the last attempt failed; empty after one that did not.
-        delivered: Whether outputs and reactions are as they should be.
+        delivered: Whether its outputs are as they should be.
         delivery_error: Why not; empty if they are, or were not tried yet.
     """
 
@@ -55,27 +55,41 @@ class Condition:
 
 @dataclass(slots=True)
 class Conditions:
-    """Of every certificate, in the order of the configuration.
+    """Of everything, in the order of the configuration.
 
     Attributes:
-        by_name: The conditions.
+        by_name: Of the certificates.
+        templates: Of the templates, of which only the delivery counts.
+        sockets: Why a socket is not served, by its path; empty text if it is.
         bundle_error: Why the trust bundle is not being watched; empty if it is.
+        reaction_errors: Gives what reactions of a certificate or template fail.
         changed: Called after every change.
     """
 
     by_name: dict[str, Condition] = field(default_factory=dict)
+    templates: dict[str, Condition] = field(default_factory=dict)
+    sockets: dict[str, str] = field(default_factory=dict)
     bundle_error: str = ""
+    reaction_errors: Callable[[], Mapping[str, str]] = dict
     changed: Callable[[], None] = lambda: None
 
-    def arrange(self, names: Sequence[str]) -> None:
+    def arrange(self, names: Sequence[str], templates: Sequence[str] = ()) -> None:
         """Keeps those of that names, and begins new ones."""
         self.by_name = {name: self.by_name.get(name) or Condition(name) for name in names}
+        self.templates = {name: self.templates.get(name) or Condition(name) for name in templates}
         self.changed()
 
     def why_not_ready(self, now: datetime) -> Mapping[str, str]:
-        """What is missing, by certificate; empty if nothing is."""
-        return {
+        """What is missing; empty if nothing is.
+
+        Reactions do not count: what they tell may itself wait for the agent to be ready.
+        """
+        missing = {
             name: why
             for name, condition in self.by_name.items()
             if (why := condition.why_not_ready(now))
         }
+        for name, condition in self.templates.items():
+            if not condition.delivered:
+                missing[name] = condition.delivery_error or "it is not written yet"
+        return missing | {path: why for path, why in self.sockets.items() if why}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from datetime import datetime, time, timedelta
 from io import StringIO
 from pathlib import Path
@@ -19,6 +19,9 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from meshmint.agent.fields import AbsolutePath, Duration, LoopbackPort, Section
+from meshmint.agent.outputs import OutputSettings, TemplateOutput
+from meshmint.agent.reactions import ReactionSettings
+from meshmint.agent.sockets import SocketSettings
 from meshmint.errors import ConfigurationError
 from meshmint.keys import KeyAlgorithm
 from meshmint.requests import CertificateOptions
@@ -32,6 +35,7 @@ __all__ = [
     "NamesSettings",
     "RenewalSettings",
     "ServerSettings",
+    "TemplateSettings",
     "WindowSettings",
 ]
 
@@ -242,6 +246,8 @@ class CertificateSettings(Section):
         key_from: `agent`: the key is made here and never travels. `service`: the service makes it,
             and it crosses the network.
         renewal: When it is renewed.
+        outputs: Where it is written.
+        after_change: What is done after outputs have changed.
     """
 
     name: Annotated[str, AfterValidator(_certificate_name)]
@@ -251,6 +257,8 @@ class CertificateSettings(Section):
     key: KeyAlgorithm = "ec-p256"
     key_from: Literal["agent", "service"] = "agent"
     renewal: RenewalSettings = RenewalSettings()
+    outputs: tuple[OutputSettings, ...] = ()
+    after_change: tuple[ReactionSettings, ...] = ()
 
     def options(self) -> CertificateOptions:
         """Names and lifetime, as the client takes them."""
@@ -270,6 +278,22 @@ class CertificateSettings(Section):
     def wanted(self) -> str:
         """What a kept certificate must have been asked for with, to be still good."""
         return self.model_dump_json(include={"role", "names", "key", "key_from"})
+
+
+class TemplateSettings(TemplateOutput):
+    """A file made from a template that sees every certificate; written first when all of them
+    are there.
+
+    Attributes:
+        after_change: What is done after it has changed.
+    """
+
+    after_change: tuple[ReactionSettings, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What it is called in log and status."""
+        return f"template {self.destination}"
 
 
 class LogSettings(Section):
@@ -293,6 +317,8 @@ class AgentConfig(Section):
         state_dir: The agent's own directory, mode 0700: keys and certificates that it keeps over
             restarts. One agent at a time.
         certificates: What it keeps; the first is the default identity.
+        templates: Files made of all certificates together.
+        sockets: Unix sockets that serve the certificates to programs.
         health: Loopback address for `/live`, `/ready`, `/status` and `/metrics`; none without it.
         log: The log.
     """
@@ -301,6 +327,8 @@ class AgentConfig(Section):
     auth: AuthSettings
     state_dir: AbsolutePath
     certificates: Annotated[tuple[CertificateSettings, ...], Field(min_length=1)]
+    templates: tuple[TemplateSettings, ...] = ()
+    sockets: tuple[SocketSettings, ...] = ()
     health: LoopbackPort | None = None
     log: LogSettings = LogSettings()
 
@@ -310,7 +338,29 @@ class AgentConfig(Section):
         twice = [name for name, count in counted.items() if count > 1]
         if twice:
             raise ValueError(f"certificates: the name {twice[0]!r} stands twice")
+        places = Counter(map(str, self._places()))
+        shared = [place for place, count in places.items() if count > 1]
+        if shared:
+            raise ValueError(f"{shared[0]} is written twice: give each output a place of its own")
+        for socket in self.sockets:
+            unknown = set(socket.certificates or ()) - counted.keys()
+            if unknown:
+                raise ValueError(
+                    f"sockets: {socket.path} serves {min(unknown)!r}, and there is no such "
+                    "certificate"
+                )
         return self
+
+    def _places(self) -> Iterator[Path | str]:
+        """Every path that something of its own is written to."""
+        for certificate in self.certificates:
+            for output in certificate.outputs:
+                if isinstance(output, TemplateOutput):
+                    yield output.destination
+                else:
+                    yield output.directory
+        yield from (template.destination for template in self.templates)
+        yield from (socket.path for socket in self.sockets)
 
     @classmethod
     def load(cls, path: Path) -> AgentConfig:

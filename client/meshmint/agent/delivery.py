@@ -1,70 +1,44 @@
-"""Hands one certificate to programs: writes its outputs, and has reactions follow a change.
+"""Delivers one certificate, or one template: writes what differs, and has reactions follow.
 
-Outputs are derived from what the agent holds; those that differ are repaired. What
-fails is told and tried again, and never keeps another certificate waiting.
+Outputs are derived from what the agent holds; those that somebody changed are repaired.
+What fails is told and tried again, and never keeps another certificate waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
-from datetime import timedelta
-from typing import Protocol
 
-from meshmint.agent.identities import Bundle, Identity, Picture
+from meshmint.agent.condition import Condition
+from meshmint.agent.identities import Picture
 from meshmint.agent.log import Log
 from meshmint.agent.parts import Parts
+from meshmint.agent.targets import Targets, Written
 
-__all__ = ["Delivers", "Delivery", "DeliveryFailed"]
+__all__ = ["Delivery"]
 
 # Somebody else may have changed what is on the disk.
-_REPAIR_AFTER = timedelta(minutes=1)
+_REPAIR_SECONDS = 60.0
 _LONGEST_PAUSE = 60.0
 
 
-class DeliveryFailed(Exception):
-    """Something could not be delivered; the text says what to do."""
-
-
-class Delivers(Protocol):
-    """The outputs and reactions of one certificate."""
-
-    def write(self, identity: Identity, bundles: Mapping[str, Bundle]) -> bool:
-        """Writes what differs, in a thread; True if anything did.
-
-        Raises:
-            DeliveryFailed: Something cannot be written.
-        """
-        ...
-
-    async def react(self, identity: Identity) -> None:
-        """Does what follows a change.
-
-        Raises:
-            DeliveryFailed: It failed after all tries.
-        """
-        ...
-
-
 class Delivery:
-    """One certificate's outputs and reactions.
+    """One certificate's, or template's.
 
     Args:
-        name: The certificate's name.
+        condition: Where it is told how things are.
         targets: Its outputs and reactions.
         parts: What the agent's tasks share.
+        log: Carries what it is about.
     """
 
-    def __init__(self, name: str, targets: Delivers, parts: Parts) -> None:
-        self._name = name
+    def __init__(self, condition: Condition, targets: Targets, parts: Parts, log: Log) -> None:
+        self._condition = condition
         self._targets = targets
         self._identities = parts.holdings.identities
-        self._state = parts.state
         self._conditions = parts.conditions
-        self._condition = parts.conditions.by_name[name]
         self._draw = parts.draw
-        self._log = Log(certificate=name)
+        self._log = log
 
     async def run(self) -> None:
         """Delivers every change, for ever."""
@@ -80,7 +54,7 @@ class Delivery:
         failures = 0
         try:
             while True:
-                wait = _REPAIR_AFTER.total_seconds()
+                wait = _REPAIR_SECONDS
                 if failures:
                     wait = self._draw(0.0, min(_LONGEST_PAUSE, 2.0 ** min(failures, 16)))
                 with contextlib.suppress(TimeoutError):
@@ -94,35 +68,26 @@ class Delivery:
             await asyncio.gather(follower, return_exceptions=True)
 
     async def deliver(self, picture: Picture) -> bool:
-        """Delivers once; False if something failed. Nothing to deliver is no failure."""
-        identity = next((one for one in picture.identities if one.name == self._name), None)
-        if identity is None:
-            # Expired or not there yet: what is in the outputs stays, and its users see its end.
+        """Delivers once; False if something failed. That there is nothing yet is no failure."""
+        written = await asyncio.to_thread(self._targets.write, picture)
+        if written is None:
+            # Expired or not there yet: what is in the outputs stays.
             return True
-        try:
-            # Before anything changes: who is killed in between makes up for the reactions.
-            was_unfinished = await asyncio.to_thread(self._state.mark_unfinished, self._name)
-            changed = await asyncio.to_thread(self._targets.write, identity, picture.bundles)
-            if changed:
-                self._log.info("outputs written", serial=f"{identity.certificate.serial_number:x}")
-            if changed or was_unfinished:
-                await self._targets.react(identity)
-            await asyncio.to_thread(self._state.mark_finished, self._name)
-        except DeliveryFailed as error:
-            return self._failed(str(error))
-        except OSError as error:
-            return self._failed(f"state_dir: {error.strerror or error}")
-        held = self._condition
-        if held.serial_number == f"{identity.certificate.serial_number:x}":
-            held.delivered = True
-        held.delivery_error = ""
-        self._conditions.changed()
-        return True
+        if written.changed:
+            self._log.info("outputs changed", serial=written.serial_number)
+        self._targets.react(written)
+        self._tell(written)
+        return not written.failures
 
-    def _failed(self, why: str) -> bool:
-        if why != self._condition.delivery_error:
-            self._log.error("not delivered; it is tried again", error=why)
-        self._condition.delivered = False
-        self._condition.delivery_error = why
-        self._conditions.changed()
-        return False
+    def _tell(self, written: Written) -> None:
+        condition, why = self._condition, "; ".join(written.failures)
+        for failure in written.failures:
+            if failure not in condition.delivery_error:
+                self._log.error("not delivered; it is tried again", error=failure)
+        if not why and condition.delivery_error:
+            self._log.info("delivered again")
+        is_delivered = not why and condition.serial_number == written.serial_number
+        if (is_delivered, why) != (condition.delivered, condition.delivery_error):
+            condition.delivered = is_delivered
+            condition.delivery_error = why
+            self._conditions.changed()

@@ -199,21 +199,10 @@ class StateDirectory:
         )
         self._write("bundles.json", document.model_dump_json(ensure_ascii=True))
 
-    # --- what is still to be done after a change ---------------------------------------
-
-    def mark_unfinished(self, name: str) -> bool:
-        """Notes that outputs are being changed, and the reactions not done; True if it was so.
-
-        Whoever is killed in between finds it again, and makes up for the reactions.
-        """
-        marks = self._folder("unfinished")
-        existed = (marks / name).exists()
-        (marks / name).touch(0o600)
-        return existed
-
-    def mark_finished(self, name: str) -> None:
-        """Notes that the reactions are done."""
-        (self.path / "unfinished" / name).unlink(missing_ok=True)
+    @property
+    def reactions(self) -> Path:
+        """The directory of what reactions were done."""
+        return self.path / "reactions"
 
     # --- status ------------------------------------------------------------------------
 

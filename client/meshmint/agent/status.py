@@ -52,16 +52,18 @@ class CertificateStatus(_Part):
     last_error: str
     delivered: bool
     delivery_error: str
+    reaction_error: str
 
     @classmethod
-    def of(cls, condition: Condition) -> Self:
+    def of(cls, condition: Condition, reaction_error: str) -> Self:
         """As it is now."""
-        return cls(**{name: getattr(condition, name) for name in cls.model_fields})
+        fields = {name: getattr(condition, name, "") for name in cls.model_fields}
+        return cls(**fields | {"reaction_error": reaction_error})
 
     @property
     def problem(self) -> str:
         """The last error of any kind."""
-        return self.last_error or self.delivery_error
+        return self.last_error or self.delivery_error or self.reaction_error
 
 
 class BundleStatus(_Part):
@@ -82,6 +84,7 @@ class AgentStatus(_Part):
     bundles: Mapping[str, BundleStatus]
     bundle_error: str
     certificates: tuple[CertificateStatus, ...]
+    problems: Mapping[str, str]
 
     @classmethod
     def of(
@@ -95,6 +98,12 @@ class AgentStatus(_Part):
     ) -> Self:
         """As it is now."""
         own, bundles = holdings.bundles
+        reactions = conditions.reaction_errors()
+        problems = {
+            name: why
+            for name, one in conditions.templates.items()
+            if (why := one.delivery_error or reactions.get(name, ""))
+        }
         return cls(
             as_of=now,
             pid=os.getpid(),
@@ -106,7 +115,11 @@ class AgentStatus(_Part):
                 for name, bundle in bundles.items()
             },
             bundle_error=conditions.bundle_error,
-            certificates=tuple(map(CertificateStatus.of, conditions.by_name.values())),
+            certificates=tuple(
+                CertificateStatus.of(one, reactions.get(name, ""))
+                for name, one in conditions.by_name.items()
+            ),
+            problems=problems | {path: why for path, why in conditions.sockets.items() if why},
         )
 
 
@@ -179,6 +192,9 @@ def write_status_table(status: AgentStatus, now: datetime, stream: TextIO | None
             Text(_clean(one.problem or "-"), "red" if one.problem else "dim"),
         )
     console.print(table)
+    for place, why in status.problems.items():
+        told = why if place.split(" ")[-1] in why else f"{place}: {why}"
+        console.print(Text(_clean(told), "red"))
 
 
 def _bar(one: CertificateStatus, now: datetime, *, plain: bool) -> tuple[str, str]:
