@@ -29,6 +29,7 @@ __all__ = [
     "SignRequest",
     "SvidRequest",
     "names_message",
+    "new_request_id",
 ]
 
 CsrSource = str | bytes | x509.CertificateSigningRequest
@@ -64,6 +65,9 @@ class CertificateOptions(TypedDict, total=False):
         not_after: Exact end, with a time zone.
         not_before: Exact start, with a time zone.
         timeout: Seconds for this call in place of the client's time-out.
+        request_id: At least 128 random bits of your own, as text. The same id with the very
+            same request gets the same certificate again, if the first one is on record; without
+            it the client makes one for each call.
     """
 
     common_name: str
@@ -79,6 +83,7 @@ class CertificateOptions(TypedDict, total=False):
     not_after: datetime | None
     not_before: datetime | None
     timeout: float | None
+    request_id: str
 
 
 # One of many requests is itself and no other, though another asks for the same: they compare
@@ -239,7 +244,7 @@ def issue_message(
         key_algorithm=(
             pb.KEY_ALGORITHM_UNSPECIFIED if key_algorithm is None else _ALGORITHMS[key_algorithm]
         ),
-        request_id=_request_id(),
+        request_id=options.get("request_id") or new_request_id(),
     )
 
 
@@ -253,7 +258,7 @@ def sign_message(role: str, csr: CsrSource, options: CertificateOptions) -> pb.S
         role=role,
         names=names_message(options),
         validity=validity_message(options),
-        request_id=_request_id(),
+        request_id=options.get("request_id") or new_request_id(),
     )
     if isinstance(csr, x509.CertificateSigningRequest):
         message.csr_der = csr.public_bytes(Encoding.DER)
@@ -283,7 +288,7 @@ def jwt_svid_message(
     return message
 
 
-def _request_id() -> str:
+def new_request_id() -> str:
     """192 random bits that make a retry of the message safe."""
     return secrets.token_urlsafe(24)
 

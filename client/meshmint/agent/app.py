@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
-from meshmint.agent.arrangement import Arrangement, begin, end
+from meshmint.agent.arrangement import Arrangement
 from meshmint.agent.bundles import BundleWatch
 from meshmint.agent.clock import Clock
 from meshmint.agent.config import AgentConfig
@@ -26,6 +26,7 @@ from meshmint.agent.publicity import Publicity
 from meshmint.agent.reactions import Ledger, ReactionFailure, Reactor
 from meshmint.agent.state import StateDirectory
 from meshmint.agent.systemd import Notifier
+from meshmint.agent.tasks import begin, end
 from meshmint.errors import ConfigurationError, MeshmintError
 
 __all__ = ["Agent", "OnceFailed"]
@@ -169,7 +170,7 @@ class Agent:
 
     async def _reload(self) -> None:
         async with self._reloading:
-            self._notifier.reloading()
+            self._publicity.reloading()
             try:
                 config = await asyncio.to_thread(AgentConfig.load, self._path)
                 self._refuse_what_needs_a_restart(config)

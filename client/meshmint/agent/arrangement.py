@@ -1,14 +1,13 @@
 """What works at this moment: a unit for each certificate, template and socket.
 
-A changed configuration rearranges it: what is unchanged goes on undisturbed. A part
-that ends by a fault of its own is told of and begun again; none takes another along.
+A changed configuration rearranges it: what is unchanged goes on undisturbed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 from meshmint.agent.condition import Condition
@@ -21,12 +20,12 @@ from meshmint.agent.reactions import Reactor
 from meshmint.agent.renewer import Renewer
 from meshmint.agent.sockets import SocketError, SocketSettings, serve_socket
 from meshmint.agent.targets import CertificateTargets, Targets, TemplateTargets
+from meshmint.agent.tasks import begin, end
 
-__all__ = ["Arrangement", "Unit", "begin", "end"]
+__all__ = ["Arrangement", "Unit"]
 
 _Settings = CertificateSettings | TemplateSettings | SocketSettings
 
-_AFTER_A_BUG = 5.0
 _LONGEST_PAUSE = 30.0
 # A disk that hangs may keep an output for longer; nobody waits for it.
 _CLOSE_SECONDS = 10.0
@@ -168,28 +167,6 @@ class Arrangement:
                 conditions.changed()
                 limit = min(_LONGEST_PAUSE, 2.0 ** min(failures, 16))
                 await asyncio.sleep(self._parts.draw(0.0, limit))
-
-
-def begin(what: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-    """Begins something that goes on for ever, whatever happens to it."""
-    return asyncio.create_task(_again_and_again(what, work))
-
-
-async def _again_and_again(what: str, work: Callable[[], Awaitable[None]]) -> None:
-    while True:
-        try:
-            await work()
-        except Exception:  # noqa: BLE001 - the outermost edge: a bug in one part ends no other
-            Log().bug("a bug in the agent; this part of it begins again", part=what)
-        await asyncio.sleep(_AFTER_A_BUG)
-
-
-async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Ends tasks, and waits for their ends."""
-    ending = list(tasks)
-    for task in ending:
-        task.cancel()
-    await asyncio.gather(*ending, return_exceptions=True)
 
 
 def _key(settings: _Settings) -> tuple[str, str]:

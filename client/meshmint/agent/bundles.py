@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 
 from meshmint.agent.identities import Bundle
 from meshmint.agent.kept import Unusable
 from meshmint.agent.log import Log
 from meshmint.agent.parts import Parts
+from meshmint.agent.tasks import begin, end
 from meshmint.errors import MeshmintError
 from meshmint.results import TrustBundle
 
@@ -82,9 +84,7 @@ class BundleWatch:
         try:
             await self._watch("")
         finally:
-            for task in self._federated.values():
-                task.cancel()
-            await asyncio.gather(*self._federated.values(), return_exceptions=True)
+            await end(self._federated.values())
             self._federated.clear()
 
     async def _watch(self, domain: str) -> None:
@@ -131,14 +131,13 @@ class BundleWatch:
 
     async def _federate(self, domains: tuple[str, ...]) -> None:
         for domain in self._federated.keys() - set(domains):
-            task = self._federated.pop(domain)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end([self._federated.pop(domain)])
         if self._holdings.drop_bundles(domains, self._clock.now()):
             await self._save()
         for domain in domains:
             if domain not in self._federated:
-                self._federated[domain] = asyncio.create_task(self._watch(domain))
+                watch = partial(self._watch, domain)
+                self._federated[domain] = begin(f"trust bundle of {domain}", watch)
 
     def _failed(self, domain: str, error: MeshmintError) -> None:
         self._log.warning(

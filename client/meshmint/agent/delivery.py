@@ -51,18 +51,25 @@ class Delivery:
                 changed.set()
 
         follower = asyncio.create_task(follow())
-        failures = 0
+        failures, delivered = 0, None
         try:
             while True:
                 wait = _REPAIR_SECONDS
                 if failures:
                     wait = self._draw(0.0, min(_LONGEST_PAUSE, 2.0 ** min(failures, 16)))
+                is_look = True
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await changed.wait()
+                        is_look = False
                 changed.clear()
-                if latest:
+                if not latest:
+                    continue
+                part = self._targets.part(latest[0])
+                # Of many certificates only some have changed.
+                if is_look or failures or part != delivered:
                     failures = 0 if await self.deliver(latest[0]) else failures + 1
+                    delivered = part
         finally:
             follower.cancel()
             await asyncio.gather(follower, return_exceptions=True)

@@ -27,6 +27,8 @@ class Holdings:
         self.identities = Identities()
         self._order: tuple[str, ...] = ()
         self._kept: dict[str, KeptCertificate] = {}
+        # The same object in every picture, so that readers see at a glance what is new.
+        self._identities: dict[str, tuple[KeptCertificate, Identity]] = {}
         self._own = ""
         self._bundles: dict[str, Bundle] = {}
 
@@ -48,6 +50,7 @@ class Holdings:
         """Sets which certificates there are, in which order; others are let go."""
         self._order = tuple(names)
         self._kept = {name: kept for name, kept in self._kept.items() if name in names}
+        self._identities = {}
         self.publish(now)
 
     def hold(self, name: str, kept: KeptCertificate | None, now: datetime) -> None:
@@ -69,6 +72,7 @@ class Holdings:
         if is_own and self._own != bundle.trust_domain:
             # Another service: nothing of the last one's trust may stay.
             self._bundles = {}
+            self._identities = {}
             self._own = bundle.trust_domain
         before = self._bundles.get(bundle.trust_domain)
         self._bundles[bundle.trust_domain] = bundle
@@ -97,10 +101,18 @@ class Holdings:
         for name in self._order:
             kept = self._kept.get(name)
             if kept is not None and not kept.is_expired(now):
-                identities.append(kept.identity(name, _trust_domain(kept, self._own)))
+                identities.append(self._identity(name, kept))
         picture = Picture(tuple(identities), MappingProxyType(dict(self._bundles)))
         if picture != self.identities.picture:
             self.identities.publish(picture)
+
+    def _identity(self, name: str, kept: KeptCertificate) -> Identity:
+        known = self._identities.get(name)
+        if known is not None and known[0] is kept:
+            return known[1]
+        identity = kept.identity(name, _trust_domain(kept, self._own))
+        self._identities[name] = kept, identity
+        return identity
 
 
 def _trust_domain(kept: KeptCertificate, own: str) -> str:

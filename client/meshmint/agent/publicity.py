@@ -52,6 +52,7 @@ class Publicity:
         self._changed = asyncio.Event()
         parts.conditions.changed = self._changed.set
         self._was_ready = False
+        self._saved = ""
         self._log = Log()
 
     @contextlib.asynccontextmanager
@@ -138,9 +139,15 @@ class Publicity:
                 text += f"; the first to end is {name}, in {span(end - now)}"
         self._notifier.status(text)
 
+    def reloading(self) -> None:
+        """Says that a reload begins; before the agent is ready systemd must not hear of it."""
+        if self._was_ready:
+            self._notifier.reloading()
+
     def reloaded(self) -> None:
         """Says that a reload is over."""
-        self._notifier.ready()
+        if self._was_ready:
+            self._notifier.ready()
         self._changed.set()
 
     async def say_goodbye(self) -> None:
@@ -148,8 +155,13 @@ class Publicity:
         await self._save(is_running=False)
 
     async def _save(self, *, is_running: bool) -> None:
-        status = self._status(is_running=is_running).model_dump_json(ensure_ascii=True)
+        status = self._status(is_running=is_running)
+        said = status.model_dump_json(exclude={"as_of"})
+        if said == self._saved:
+            return
         try:
-            await asyncio.to_thread(self._state.save_status, status)
+            text = status.model_dump_json(ensure_ascii=True)
+            await asyncio.to_thread(self._state.save_status, text)
+            self._saved = said
         except OSError as error:
             self._log.debug("the status cannot be kept", reason=error.strerror or str(error))

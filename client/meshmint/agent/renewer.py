@@ -15,7 +15,8 @@ from meshmint.agent.kept import KeptCertificate, Unusable
 from meshmint.agent.log import Log
 from meshmint.agent.parts import Parts
 from meshmint.agent.plan import Loudness, loudness, pause, renewal_time
-from meshmint.errors import MeshmintError
+from meshmint.agent.wish import Wish
+from meshmint.errors import AnswerRefused, InvalidArgument, MeshmintError
 from meshmint.spans import span
 
 __all__ = ["Renewer"]
@@ -48,6 +49,7 @@ class Renewer:
         self._log = Log(certificate=settings.name)
         self._chance = self._draw(0.0, 1.0)
         self._woken = asyncio.Event()
+        self._wish: Wish | None = None
         # What is held and not on disk yet, because the disk would not take it.
         self._unsaved: KeptCertificate | None = None
 
@@ -114,13 +116,19 @@ class Renewer:
         settings = self._settings
         try:
             client = await self._connection.client()
-            request = client.issue if settings.key_from == "service" else client.request_certificate
-            issued = await request(settings.role, key_algorithm=settings.key, **settings.options())
+            now = self._clock.now()
+            if self._wish is None or self._wish.is_stale(now):
+                self._wish = await Wish.make(settings, now)
+            issued = await self._wish.ask(client)
             # Parsing may refuse, too.
             kept = KeptCertificate.issued(issued, settings, self._clock.now())
         except MeshmintError as error:
+            if isinstance(error, AnswerRefused | InvalidArgument):
+                # Asked alike again, it would be answered alike.
+                self._wish = None
             self._failed(error)
             return error
+        self._wish = None
         for warning in issued.warnings:
             self._log.warning("the service has changed what was asked for", warning=warning)
         self._chance = self._draw(0.0, 1.0)
@@ -144,10 +152,10 @@ class Renewer:
     def _hold(self, kept: KeptCertificate, now: datetime) -> None:
         condition = self._condition
         validity = kept.validity(now)
+        condition.delivered &= condition.serial_number == kept.serial_number
         condition.spiffe_id = kept.spiffe_id
         condition.serial_number = kept.serial_number
         condition.start, condition.end = validity.start, validity.end
-        condition.delivered = False
         self._holdings.hold(self._settings.name, kept, now)
         self._due(now)
 

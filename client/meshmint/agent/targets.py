@@ -40,6 +40,10 @@ class Written:
 class Targets(Protocol):
     """Where something is delivered."""
 
+    def part(self, picture: Picture) -> object:
+        """What of the picture it is made of: as long as that is equal, it need not be written."""
+        ...
+
     def write(self, picture: Picture) -> Written | None:
         """Writes what differs; None if there is nothing to write yet. Blocks."""
         ...
@@ -108,9 +112,16 @@ class CertificateTargets:
         self._reactor = reactor
         self._last_serial = ""
 
+    def _find(self, picture: Picture) -> Identity | None:
+        return next((one for one in picture.identities if one.name == self._name), None)
+
+    def part(self, picture: Picture) -> object:
+        """The identity, and the bundles."""
+        return self._find(picture), picture.bundles
+
     def write(self, picture: Picture) -> Written | None:
         """Writes every output of the certificate, if it is there and valid."""
-        identity = next((one for one in picture.identities if one.name == self._name), None)
+        identity = self._find(picture)
         if identity is None:
             return None
         serial = f"{identity.certificate.serial_number:x}"
@@ -153,6 +164,10 @@ class TemplateTargets:
         self._reactions: tuple[Reaction, ...] = settings.after_change
         self._reactor = reactor
         self._missing = set(names)
+
+    def part(self, picture: Picture) -> object:
+        """All of it."""
+        return picture
 
     def write(self, picture: Picture) -> Written | None:
         """Writes the template, once every certificate has been there."""
