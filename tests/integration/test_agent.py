@@ -324,6 +324,7 @@ def test_check_says_what_would_be_done_and_does_none_of_it(
     assert "there is a token, which expires in" in checked.stdout
     assert "would be made" in checked.stdout
     assert "a new one would be asked for" in checked.stdout
+    assert f"{tmp_path}/out would be written; {tmp_path}/out would be made" in checked.stdout
     assert not agent.state.exists()
     assert not (tmp_path / "out").exists()
     agent.command("--once")
@@ -337,12 +338,28 @@ def test_check_finds_every_fault_at_once(
 ) -> None:
     agent.token_file.write_text(service.token(exp=int(time.time()) - 600))
     agent.state.mkdir(mode=0o755)
+    (tmp_path / "locked").mkdir(mode=0o777)
+    (tmp_path / "locked").chmod(0o777)
+    outputs = [
+        {"format": "pem", "directory": str(tmp_path / "out"), "owner": "nobody-knows-him"},
+        {"format": "pem", "directory": str(tmp_path / "locked")},
+        {"format": "template", "destination": str(tmp_path / "t/x"), "template": "{{ name"},
+    ]
     agent.write_config(
-        server={"address": "127.0.0.1:1", "ca_file": str(service.ca_file), "timeout": "1s"}
+        certificates=[
+            {"name": "web", "outputs": outputs, "after_change": [{"command": ["no-such-thing"]}]}
+        ],
+        sockets=[{"path": "/nowhere/at/all.sock"}],
+        server={"address": "127.0.0.1:1", "ca_file": str(service.ca_file), "timeout": "1s"},
     )
     checked = agent.command("--check")
     assert checked.returncode == 1
-    assert checked.stdout.count("FAULT:") == 3
+    assert checked.stdout.count("FAULT:") == 8
+    assert "there is no user 'nobody-knows-him' here" in checked.stdout
+    assert f"{tmp_path}/locked: " in checked.stdout
+    assert "line 1 is no template" in checked.stdout
+    assert "the command no-such-thing: there is no such program" in checked.stdout
+    assert "the directory /nowhere/at is missing" in checked.stdout
     assert "cannot reach 127.0.0.1:1" in checked.stdout
     assert "the token expired 10m" in checked.stdout
     assert f"chmod 0700 {agent.state}" in checked.stdout

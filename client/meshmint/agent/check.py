@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from meshmint.agent.auth import token_expiry
+from meshmint.agent.check_places import check_places
 from meshmint.agent.config import AgentConfig, CertificateSettings
 from meshmint.agent.connection import Connection
+from meshmint.agent.finding import Finding
 from meshmint.agent.kept import Unusable
 from meshmint.agent.plan import renewal_time
 from meshmint.agent.state import StateDirectory
@@ -21,22 +22,7 @@ from meshmint.errors import MeshmintError
 from meshmint.spans import span
 from meshmint.tokens import Tokens
 
-__all__ = ["Finding", "check", "run_check"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        place: Where in the configuration.
-        text: What was found, or would be done; or what is wrong and what to do.
-        is_fault: Whether the agent could not work like this.
-    """
-
-    place: str
-    text: str
-    is_fault: bool = False
+__all__ = ["check", "run_check"]
 
 
 async def check(config: AgentConfig, now: datetime | None = None) -> AsyncIterator[Finding]:
@@ -50,6 +36,8 @@ async def check(config: AgentConfig, now: datetime | None = None) -> AsyncIterat
         yield _state(state)
         for settings in config.certificates:
             yield _certificate(settings, state, moment)
+        for finding in check_places(config):
+            yield finding
     finally:
         await connection.close()
 
