@@ -124,6 +124,7 @@ def test_who_has_opened_a_version_reads_on_after_a_change(tmp_path: Path) -> Non
     folder = os.open(tls.directory / "..data", os.O_RDONLY | os.O_DIRECTORY)
 
     tls.write(files(key_pem="K2", cert_pem="C2"))
+    assert not tls.write(files(key_pem="K2", cert_pem="C2"))
 
     with open(os.open("cert.pem", os.O_RDONLY, dir_fd=folder), "rb") as file:
         assert file.read() == b"C1"
