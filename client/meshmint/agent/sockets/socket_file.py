@@ -11,9 +11,9 @@ import contextlib
 import errno
 import fcntl
 import grp
+import hashlib
 import os
 import pwd
-import secrets
 import socket
 import stat
 from pathlib import Path
@@ -47,6 +47,9 @@ class SocketFile:
         self._settings = settings
         self._path = Path(settings.path)
         self._directory = self._path.parent
+        # Short, for the sake of the address, and always the same, to be found again.
+        name = hashlib.sha256(os.fsencode(self._path.name)).hexdigest()
+        self._passing = self._directory / f".{name[:8]}"
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -57,12 +60,10 @@ class SocketFile:
                 self._group = _number(self._settings.group, "group")
                 undo.callback(os.close, self._lock())
                 self._refuse_a_living_socket()
-                self._passing = self._directory / f".{secrets.token_hex(4)}"
-                self._passing.mkdir(mode=0o700)
-                undo.callback(self._passing.rmdir)
+                self._make_passing()
             except OSError as error:
                 raise self._failed(error) from error
-            undo.callback((self._passing / "s").unlink, missing_ok=True)
+            undo.callback(self._remove_passing)
             self._undo = undo.pop_all()
         return self
 
@@ -92,9 +93,24 @@ class SocketFile:
             made.chmod(self._settings.mode)
             own = made.lstat()
             made.replace(self._path)
+            self._remove_passing()
         except OSError as error:
             raise self._failed(error) from error
         self._undo.callback(self._withdraw, own)
+
+    def _make_passing(self) -> None:
+        """Makes the folder in which the socket is made; one of a killed agent is cleared away."""
+        with contextlib.suppress(FileNotFoundError):
+            found = self._passing.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                raise SocketError(f"{self._path}: the agent needs {self._passing}: remove it")
+            self._remove_passing()
+        self._passing.mkdir(mode=0o700)
+
+    def _remove_passing(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            (self._passing / "s").unlink(missing_ok=True)
+            self._passing.rmdir()
 
     def _withdraw(self, own: os.stat_result) -> None:
         # Whoever removed it may have put another there.

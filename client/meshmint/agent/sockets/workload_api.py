@@ -116,7 +116,6 @@ class WorkloadApi(workload_pb2_grpc.SpiffeWorkloadAPIServicer):
                         f"this socket does not serve {clean(request.spiffe_id)}",
                     )
             return await self._jwt_svids(identities, tuple(request.audience))
-        raise AssertionError("told raises")
 
     async def ValidateJWTSVID(  # noqa: N802
         self, request: workload_pb2.ValidateJWTSVIDRequest, context: ServicerContext
@@ -142,7 +141,6 @@ class WorkloadApi(workload_pb2_grpc.SpiffeWorkloadAPIServicer):
                     "the token does not hold: a claim is no value that protobuf can carry",
                 ) from None
             return workload_pb2.ValidateJWTSVIDResponse(spiffe_id=token.spiffe_id, claims=claims)
-        raise AssertionError("told raises")
 
     async def _stream(self, context: ServicerContext, shared: _Shared[Any]) -> None:
         async with told(context):
