@@ -19,7 +19,7 @@ from meshmint.agent.identities import Bundle
 from meshmint.agent.sockets.refusals import clean
 from meshmint.agent.sockets.spiffe_ids import trust_domain_of
 
-__all__ = ["TokenRefused", "ValidToken", "validate"]
+__all__ = ["TokenRefused", "ValidToken", "has_keys", "validate"]
 
 MAX_TOKEN = 16 * 1024
 # JWT-SVID.md section 3: these, and no others.
@@ -84,6 +84,11 @@ def validate(token: str, audience: str, bundles: Mapping[str, Bundle]) -> ValidT
     claims = _verified(token, algorithm, header.get("kid"), audience, bundle)
     _check_depth(claims)
     return ValidToken(subject, claims)
+
+
+def has_keys(jwk_set: bytes) -> bool:
+    """Whether there is any key for JWT-SVIDs in a JWK set."""
+    return bool(_keys(jwk_set))
 
 
 def _unverified(token: str) -> tuple[dict[str, Any], str]:

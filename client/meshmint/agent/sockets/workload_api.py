@@ -23,7 +23,7 @@ from google.protobuf.struct_pb2 import Struct
 from meshmint.agent.identities import Identity
 from meshmint.agent.sockets.feed import Feed, View
 from meshmint.agent.sockets.jwt_svids import JwtSvids
-from meshmint.agent.sockets.jwt_validation import TokenRefused, validate
+from meshmint.agent.sockets.jwt_validation import TokenRefused, has_keys, validate
 from meshmint.agent.sockets.refusals import Refusal, clean, told
 from meshmint.agent.sockets.spiffe_ids import trust_domain_id
 from meshmint.third_party.spiffe import workload_pb2, workload_pb2_grpc
@@ -265,10 +265,13 @@ def _x509_bundles(served: _Served) -> workload_pb2.X509BundlesResponse:
 
 
 def _jwt_bundles(served: _Served) -> workload_pb2.JWTBundlesResponse:
+    bundles = served.view.bundles
+    # Without keys is the same as not there to whoever verifies, and some clients fail over a
+    # set without keys, and forget all the others. The own trust domain is always there.
+    own = served.svids[0].trust_domain
+    told = [name for name, bundle in bundles.items() if has_keys(bundle.jwt_keys)] or [own]
     return workload_pb2.JWTBundlesResponse(
-        bundles={
-            trust_domain_id(name): bundle.jwt_keys for name, bundle in served.view.bundles.items()
-        }
+        bundles={trust_domain_id(name): bundles[name].jwt_keys for name in told}
     )
 
 
