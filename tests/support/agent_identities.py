@@ -126,6 +126,7 @@ class TokenMaker:
     Attributes:
         calls: What it was asked for.
         error: What it raises instead.
+        begun: One for each call, when it has begun.
         gate: Open if it answers at once.
     """
 
@@ -133,6 +134,7 @@ class TokenMaker:
         self._domains = {domain.name: domain for domain in domains}
         self.lifetime = lifetime
         self.calls: list[tuple[str, tuple[str, ...]]] = []
+        self.begun: asyncio.Queue[None] = asyncio.Queue()
         self.error: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
@@ -140,6 +142,7 @@ class TokenMaker:
     async def fetch_jwt_svid(self, identity: Identity, audiences: Sequence[str]) -> JwtSvid:
         """A new token."""
         self.calls.append((identity.name, tuple(audiences)))
+        self.begun.put_nowait(None)
         await self.gate.wait()
         if self.error is not None:
             raise self.error

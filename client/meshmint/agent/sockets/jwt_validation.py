@@ -30,7 +30,7 @@ _ALGORITHMS: Mapping[str, type[ec.EllipticCurve] | None] = {
 }  # fmt: skip
 # JWT-SVID.md section 2: others must not be there.
 _HEADERS = {"alg", "kid", "typ"}
-_TYPES = {"JWT", "JOSE"}
+_TYPES = ("JWT", "JOSE")
 _MIN_RSA_BITS = 2048
 # What clocks may differ by.
 _LEEWAY_SECONDS = 30
