@@ -153,8 +153,10 @@ async def test_each_message_of_a_stream_is_the_whole_picture_and_none_comes_twic
     stream = x509_svids(stub)
     assert len((await stream.read()).svids) == 2
 
-    # Nothing that concerns workloads: no message.
+    # Nothing that concerns workloads: no message, though all streams have looked.
     publish(identities, WEB, API, PLAIN)
+    for _ in range(3):
+        await stub.FetchJWTSVID(pb.JWTSVIDRequest(audience=["them"]), metadata=HEADER)
     publish(identities, RENEWED, bundles=[DOMAIN.bundle(OTHER.root)])
     newest = await stream.read()
 
