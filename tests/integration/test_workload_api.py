@@ -373,6 +373,7 @@ class Client:
 async def public_client(address: str) -> AsyncIterator[Client]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
+        "-P",
         CLIENT,
         f"unix://{address.removeprefix('unix:')}",
         stdin=asyncio.subprocess.PIPE,
