@@ -233,6 +233,33 @@ async def test_stream_of_another_type_ends_with_invalid_argument(stub: Any) -> N
     assert await code_of(call.read()) is grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize("method", ["StreamSecrets", "DeltaSecrets"])
+@pytest.mark.parametrize("sent", [b"\xff\xff\xff", bytes(2 * 1024 * 1024)], ids=len)
+async def test_what_is_no_request_ends_the_stream_and_is_no_bug(
+    tmp_path: Path,
+    identities: Identities,
+    method: str,
+    sent: bytes,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    publish(identities, WEB)
+    async with (
+        served(tmp_path / "run", identities) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        raw = channel.stream_stream(f"/envoy.service.secret.v3.SecretDiscoveryService/{method}")
+        call = raw()
+        await call.write(sent)
+
+        ended = await code_of(call.read())
+
+    too_large = len(sent) > 1024 * 1024
+    assert ended is (
+        grpc.StatusCode.RESOURCE_EXHAUSTED if too_large else grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
 async def test_who_asks_once_and_hangs_up_the_sending_side_is_answered(
     stub: Any, identities: Identities
 ) -> None:
