@@ -57,6 +57,7 @@ def _pair(modules: Sequence[str], ours: str, theirs: str = "{}", **environment: 
     }
     done = subprocess.run(
         [sys.executable, proto_shapes.__file__, *(theirs.format(name) for name in modules)],
+        [sys.executable, "-P", proto_shapes.__file__, *(theirs.format(name) for name in modules)],
         input=json.dumps(given),
         env={**os.environ, **environment},
         capture_output=True,

@@ -136,6 +136,11 @@ async def test_envoy_serves_with_the_agents_secrets_through_renewal_bundle_chang
     while (await handshake(envoy, caller))[0] != last.certificate.serial_number:
         pass
 
+    # The certificate is gone: Envoy goes on with what it has.
+    publish(identities, further=(next_root.root, impostor.root))
+    await envoy.until_counted("sds.ALL.update_success", before + 2)
+    assert (await handshake(envoy, caller))[0] == last.certificate.serial_number
+
 
 async def refused(envoy: Envoy, context: ssl.SSLContext) -> None:
     with pytest.raises((ssl.SSLError, ConnectionError)):

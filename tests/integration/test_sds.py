@@ -132,6 +132,16 @@ async def test_whole_conversation_from_first_request_over_renewal_to_nack(
     assert "bad key xxx" in told[0]
     assert told[0].isprintable()
     assert len(told[0]) < 1000
+
+    def told() -> list[str]:
+        return [r.getMessage() for r in caplog.records if "refuses" in r.getMessage()]
+
+    await until(lambda: bool(told()))
+    (line,) = told()
+    assert line.startswith("The Envoy 'side [31mcar' refuses default, spiffe://")
+    assert "bad key xxx" in line
+    assert line.isprintable()
+    assert len(line) < 1000
     call.cancel()
 
 
@@ -229,6 +239,33 @@ async def test_stream_of_another_type_ends_with_invalid_argument(stub: Any) -> N
     assert await code_of(call.read()) is grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize("method", ["StreamSecrets", "DeltaSecrets"])
+@pytest.mark.parametrize("sent", [b"\xff\xff\xff", bytes(2 * 1024 * 1024)], ids=len)
+async def test_what_is_no_request_ends_the_stream_and_is_no_bug(
+    tmp_path: Path,
+    identities: Identities,
+    method: str,
+    sent: bytes,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    publish(identities, WEB)
+    async with (
+        served(tmp_path / "run", identities) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        raw = channel.stream_stream(f"/envoy.service.secret.v3.SecretDiscoveryService/{method}")
+        call = raw()
+        await call.write(sent)
+
+        ended = await code_of(call.read())
+
+    too_large = len(sent) > 1024 * 1024
+    assert ended is (
+        grpc.StatusCode.RESOURCE_EXHAUSTED if too_large else grpc.StatusCode.INVALID_ARGUMENT
+    )
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
 async def test_who_asks_once_and_hangs_up_the_sending_side_is_answered(
     stub: Any, identities: Identities
 ) -> None:
@@ -241,6 +278,31 @@ async def test_who_asks_once_and_hangs_up_the_sending_side_is_answered(
 
     assert [set(secrets_in(one)) for one in heard] == [{"default"}]
     assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_request_and_hanging_up_that_come_together_are_answered_too(
+    identities: Identities,
+) -> None:
+    # Over a network they come apart as a rule.
+    class Context:
+        def __init__(self) -> None:
+            self.written: list[Any] = []
+
+        async def write(self, response: Any) -> None:
+            self.written.append(response)
+
+    async def requests() -> AsyncIterator[Any]:
+        yield Ask(resource_names=["default"])
+
+    publish(identities, WEB)
+    feed, context = Feed(None, 16), Context()
+    following = asyncio.create_task(feed.run(identities))
+    await asyncio.sleep(0)
+
+    await SecretDiscovery(feed).StreamSecrets(requests(), context)  # type: ignore[arg-type]
+
+    assert [set(secrets_in(one)) for one in context.written] == [{"default"}]
+    following.cancel()
 
 
 async def test_stream_that_never_asks_is_ended(identities: Identities) -> None:
@@ -356,5 +418,6 @@ async def test_streams_end_with_unavailable_when_the_agent_stops(
 
     # Not CANCELLED: clients take that for their own doing, and do not come back.
     assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "the agent is stopping" in (ended.value.details() or "")
     await channel.close()
     assert not (tmp_path / "run" / "agent.sock").exists()

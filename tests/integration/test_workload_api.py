@@ -155,6 +155,10 @@ async def test_each_message_of_a_stream_is_the_whole_picture_and_none_comes_twic
 
     # Nothing that concerns workloads: no message.
     publish(identities, WEB, API, PLAIN)
+    # Nothing that concerns workloads: no message, though all streams have looked.
+    publish(identities, WEB, API, PLAIN)
+    for _ in range(3):
+        await stub.FetchJWTSVID(pb.JWTSVIDRequest(audience=["them"]), metadata=HEADER)
     publish(identities, RENEWED, bundles=[DOMAIN.bundle(OTHER.root)])
     newest = await stream.read()
 
@@ -371,6 +375,7 @@ class Client:
 async def public_client(address: str) -> AsyncIterator[Client]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
+        "-P",
         CLIENT,
         f"unix://{address.removeprefix('unix:')}",
         stdin=asyncio.subprocess.PIPE,

@@ -11,12 +11,16 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from meshmint.agent.identities import Bundle
 from meshmint.agent.sockets.jwt_validation import TokenRefused, has_keys, validate
 from meshmint.agent.sockets.spiffe_ids import trust_domain_of
 from support.agent_identities import Domain
+from support.agent_identities import Domain, jwk_set
 
 DOMAIN, OTHER = Domain(), Domain("other.example")
 BUNDLES = {one.name: one.bundle() for one in (DOMAIN, OTHER)}
@@ -216,6 +220,13 @@ def test_key_of_another_kind_size_or_curve_than_the_algorithm_is_not_used() -> N
         weak = signed(small, "RS256", [rsa_jwk(small)])
     mixed = signed(RSA, "RS256", [ec_jwk(wide)])
     for token, bundles in (weak, mixed):
+    unsigned = parts({"alg": "ES256"}, {"sub": WEB, "aud": "them", "exp": 2**32}, "")
+    r, s = decode_dss_signature(wide.sign(unsigned[:-1].encode(), ec.ECDSA(hashes.SHA256())))
+    curved = (
+        unsigned + encoded(r.to_bytes(48, "big") + s.to_bytes(48, "big")),
+        {"example.org": Bundle("example.org", (), jwk_set(wide.public_key()))},
+    )
+    for token, bundles in (weak, mixed, curved):
         assert "no key of the trust domain" in refused(token, bundles=bundles)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 from google.rpc import status_pb2
@@ -166,6 +168,38 @@ def test_request_with_a_stale_nonce_changes_nothing() -> None:
     assert talk.hear() is None
     talk.say(whole("api", nonce=talk.nonce))
     assert talk.hear() == ["api"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "request_of"), [(WholeSubscription, whole), (DeltaSubscription, delta)]
+)
+def test_refusal_that_comes_after_the_next_response_is_still_told(
+    kind: type, request_of: Any
+) -> None:
+    talk = Talk(kind)
+    talk.say(request_of("default"))
+    talk.hear()
+    refused = talk.nonce
+    talk.secrets = AFTER
+    talk.hear()
+
+    nack = talk.say(request_of("api", nonce=refused, error="late"))
+
+    assert nack is not None
+    assert nack.error == "late"  # type: ignore[attr-defined]
+    assert talk.say(request_of("api", nonce=refused, error="late")) is None
+
+
+def test_no_more_responses_are_remembered_than_a_few_however_many_go_unanswered() -> None:
+    talk = Talk(WholeSubscription)
+    talk.say(whole("default"))
+    talk.hear()
+    first = talk.nonce
+    for secrets in (AFTER, BEFORE) * 10:
+        talk.secrets = secrets
+        talk.hear()
+
+    assert talk.say(whole("default", nonce=first, error="very late")) is None
 
 
 def test_names_may_change_in_an_ack_and_only_what_is_new_is_sent() -> None:

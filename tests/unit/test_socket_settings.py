@@ -5,6 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
 from meshmint.agent.sockets import SocketSettings
 from pydantic import ValidationError
 
@@ -86,3 +92,14 @@ def test_what_cannot_or_must_not_work_is_refused_with_advice(
 def test_longest_path_fits() -> None:
     assert parse(path="/run/" + "m" * 90 + "/s")
     assert parse(path="/run/m/" + "s" * 100)
+
+
+@pytest.mark.parametrize("page", ["envoy.md", "workload-api.md"])
+def test_sockets_in_the_guide_can_be_used(page: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "guide" / page).read_text()
+    blocks = re.findall(r"^ *```yaml\n(.*?)^ *```", text, re.M | re.S)
+    found = [one for block in blocks for one in yaml.safe_load(block).get("sockets", ())]
+
+    assert [SocketSettings.model_validate(one).path for one in found] == [
+        "/run/meshmint/agent.sock"
+    ]

@@ -106,6 +106,13 @@ class Feed:
         async for picture in identities.follow():
             self._view = View.of(picture, self._certificates)
             self._wake()
+        try:
+            async for picture in identities.follow():
+                self._view = View.of(picture, self._certificates)
+                self._wake()
+        finally:
+            # Nobody is left with a picture that grows old.
+            self.close()
 
     def close(self) -> None:
         """Has every stream end."""

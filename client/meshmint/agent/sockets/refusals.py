@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 __all__ = ["Refusal", "clean", "told"]
 
@@ -59,6 +60,10 @@ class told:  # noqa: N801, reads as what it does
     ) -> None:
         if isinstance(error, Refusal):
             await self._context.abort(error.code, error.message)
+        elif isinstance(error, DecodeError):
+            await self._context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "what came is not a request of this method"
+            )
         elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
             _log.error("A call on the socket failed", exc_info=error)
             await self._context.abort(

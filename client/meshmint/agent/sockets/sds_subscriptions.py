@@ -24,6 +24,8 @@ _WILDCARD = "*"
 _MAX_NAMES = 4096
 _MAX_NAME = 2048
 _MAX_ERROR = 400
+# Responses that may be on their way at once, as far as anybody cares what becomes of them.
+_MAX_UNANSWERED = 8
 
 Request = discovery_pb2.DiscoveryRequest | discovery_pb2.DeltaDiscoveryRequest
 
@@ -42,6 +44,29 @@ class Nack:
 
     names: tuple[str, ...]
     error: str
+
+
+class _Responses:
+    """Those that were sent: which one is the last, and which were not answered yet."""
+
+    def __init__(self) -> None:
+        self.last_nonce = ""
+        self._unanswered: dict[str, tuple[str, ...]] = {}
+
+    def sent(self, names: tuple[str, ...]) -> str:
+        """A nonce for one with these names in it."""
+        self.last_nonce = random.token_hex(8)
+        self._unanswered[self.last_nonce] = names
+        while len(self._unanswered) > _MAX_UNANSWERED:
+            self._unanswered.pop(next(iter(self._unanswered)))
+        return self.last_nonce
+
+    def answered(self, request: Request) -> Nack | None:
+        """What the client refuses; each response is answered once, also late."""
+        names = self._unanswered.pop(request.response_nonce, None)
+        if names is None or not request.HasField("error_detail"):
+            return None
+        return Nack(names, clean(request.error_detail.message, _MAX_ERROR))
 
 
 class Subscription(Protocol[Asked_contra, Told_co]):
@@ -79,12 +104,14 @@ class WholeSubscription:
         self._nonce = ""
         self._is_answered = True
         self._last: tuple[str, ...] = ()
+        self._responses = _Responses()
         # What was sent, whether it was accepted or not: what was refused is not sent again
         # until it changes.
         self._sent: dict[str, str] = {}
 
     def take(self, request: discovery_pb2.DiscoveryRequest) -> Nack | None:
         """Takes a request in; a stale one changes nothing.
+        """Takes a request in; one that answers an older response asks for nothing.
 
         Raises:
             Refusal: It is for another type, or asks for too much.
@@ -100,6 +127,10 @@ class WholeSubscription:
             self._is_answered = True
             if request.HasField("error_detail"):
                 nack = Nack(self._last, clean(request.error_detail.message, _MAX_ERROR))
+        nack = self._responses.answered(request)
+        # A first request may carry the nonce of a stream before this one.
+        if self._has_begun and request.response_nonce != self._responses.last_nonce:
+            return nack
         self._has_begun = True
         # Nothing named from the first request on is everything; later it is nothing.
         self._has_named = self._has_named or bool(names)
@@ -126,6 +157,7 @@ class WholeSubscription:
             resources=[one.packed for one in due],
             type_url=TYPE_URL,
             nonce=self._nonce,
+            nonce=self._responses.sent(tuple(one.name for one in due)),
         )
 
     def missing(self, secrets: Secrets) -> list[str]:
@@ -149,6 +181,7 @@ class DeltaSubscription:
         self._given_up: set[str] = set()
         self._nonce = ""
         self._last: tuple[str, ...] = ()
+        self._responses = _Responses()
 
     def take(self, request: discovery_pb2.DeltaDiscoveryRequest) -> Nack | None:
         """Takes a request in; what it subscribes to counts, whatever its nonce.
@@ -167,6 +200,7 @@ class DeltaSubscription:
             self._nonce = ""
             if request.HasField("error_detail"):
                 nack = Nack(self._last, clean(request.error_detail.message, _MAX_ERROR))
+        nack = self._responses.answered(request)
         self._has_begun = True
         if begins:
             _check_names(request.initial_resource_versions)
@@ -221,6 +255,7 @@ class DeltaSubscription:
             ],
             type_url=TYPE_URL,
             nonce=self._nonce,
+            nonce=self._responses.sent((*(one.name for one in due), *sorted(gone))),
             removed_resources=sorted(gone),
         )
 

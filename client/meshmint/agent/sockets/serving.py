@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 _MAX_REQUEST_BYTES = 1024 * 1024
 # Calls that are no streams.
 _MAX_SHORT_CALLS = 256
+# A connection that nobody uses costs a file descriptor.
+_IDLE_MILLISECONDS = 5 * 60 * 1000
 # For what is in flight; streams are told at once.
 _STOP_SECONDS = 2.0
 
@@ -72,6 +74,7 @@ def _server(settings: SocketSettings, feed: Feed, tokens: JwtSvids) -> grpc.aio.
         options=[
             ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
             ("grpc.max_concurrent_streams", settings.max_streams + _MAX_SHORT_CALLS),
+            ("grpc.max_connection_idle_ms", _IDLE_MILLISECONDS),
             ("grpc.so_reuseport", 0),
         ],
         maximum_concurrent_rpcs=settings.max_streams + _MAX_SHORT_CALLS,
