@@ -56,7 +56,6 @@ def _pair(modules: Sequence[str], ours: str, theirs: str = "{}", **environment: 
         for message in proto_shapes.messages_of(files)
     }
     done = subprocess.run(
-        [sys.executable, proto_shapes.__file__, *(theirs.format(name) for name in modules)],
         [sys.executable, "-P", proto_shapes.__file__, *(theirs.format(name) for name in modules)],
         input=json.dumps(given),
         env={**os.environ, **environment},

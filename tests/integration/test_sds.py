@@ -126,12 +126,6 @@ async def test_whole_conversation_from_first_request_over_renewal_to_nack(
     fourth = await call.read()
 
     assert set(secrets_in(fourth)) == {"ROOTCA"}
-    told = [r.getMessage() for r in caplog.records if "refuses" in r.getMessage()]
-    assert len(told) == 1
-    assert told[0].startswith("The Envoy 'side [31mcar' refuses default, spiffe://")
-    assert "bad key xxx" in told[0]
-    assert told[0].isprintable()
-    assert len(told[0]) < 1000
 
     def told() -> list[str]:
         return [r.getMessage() for r in caplog.records if "refuses" in r.getMessage()]

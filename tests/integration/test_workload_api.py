@@ -153,8 +153,6 @@ async def test_each_message_of_a_stream_is_the_whole_picture_and_none_comes_twic
     stream = x509_svids(stub)
     assert len((await stream.read()).svids) == 2
 
-    # Nothing that concerns workloads: no message.
-    publish(identities, WEB, API, PLAIN)
     # Nothing that concerns workloads: no message, though all streams have looked.
     publish(identities, WEB, API, PLAIN)
     for _ in range(3):

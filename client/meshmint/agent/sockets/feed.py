@@ -103,9 +103,6 @@ class Feed:
 
     async def run(self, identities: Identities) -> None:
         """Follows the agent's pictures until it is cancelled."""
-        async for picture in identities.follow():
-            self._view = View.of(picture, self._certificates)
-            self._wake()
         try:
             async for picture in identities.follow():
                 self._view = View.of(picture, self._certificates)

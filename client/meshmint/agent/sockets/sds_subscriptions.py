@@ -101,16 +101,12 @@ class WholeSubscription:
         self._has_named = False
         self._wants_all = False
         self._names: frozenset[str] = frozenset()
-        self._nonce = ""
-        self._is_answered = True
-        self._last: tuple[str, ...] = ()
         self._responses = _Responses()
         # What was sent, whether it was accepted or not: what was refused is not sent again
         # until it changes.
         self._sent: dict[str, str] = {}
 
     def take(self, request: discovery_pb2.DiscoveryRequest) -> Nack | None:
-        """Takes a request in; a stale one changes nothing.
         """Takes a request in; one that answers an older response asks for nothing.
 
         Raises:
@@ -119,14 +115,6 @@ class WholeSubscription:
         _check_type(request.type_url)
         names = frozenset(request.resource_names)
         _check_names(names)
-        # A first request may carry the nonce of a stream before this one.
-        if self._has_begun and request.response_nonce != self._nonce:
-            return None
-        nack = None
-        if self._has_begun and not self._is_answered:
-            self._is_answered = True
-            if request.HasField("error_detail"):
-                nack = Nack(self._last, clean(request.error_detail.message, _MAX_ERROR))
         nack = self._responses.answered(request)
         # A first request may carry the nonce of a stream before this one.
         if self._has_begun and request.response_nonce != self._responses.last_nonce:
@@ -149,14 +137,10 @@ class WholeSubscription:
         if not due:
             return None
         self._sent.update((one.name, one.version) for one in due)
-        self._nonce = _nonce()
-        self._is_answered = False
-        self._last = tuple(one.name for one in due)
         return discovery_pb2.DiscoveryResponse(
             version_info=_version(self._sent),
             resources=[one.packed for one in due],
             type_url=TYPE_URL,
-            nonce=self._nonce,
             nonce=self._responses.sent(tuple(one.name for one in due)),
         )
 
@@ -179,8 +163,6 @@ class DeltaSubscription:
         self._sent: dict[str, str] = {}
         # Names that it gave up, and might still believe to be covered by the wildcard.
         self._given_up: set[str] = set()
-        self._nonce = ""
-        self._last: tuple[str, ...] = ()
         self._responses = _Responses()
 
     def take(self, request: discovery_pb2.DeltaDiscoveryRequest) -> Nack | None:
@@ -195,11 +177,6 @@ class DeltaSubscription:
         dropped = set(request.resource_names_unsubscribe)
         _check_names(added | self._names)
         _check_names(dropped)
-        nack = None
-        if request.response_nonce and request.response_nonce == self._nonce:
-            self._nonce = ""
-            if request.HasField("error_detail"):
-                nack = Nack(self._last, clean(request.error_detail.message, _MAX_ERROR))
         nack = self._responses.answered(request)
         self._has_begun = True
         if begins:
@@ -245,8 +222,6 @@ class DeltaSubscription:
         if not due and not gone:
             return None
         self._sent.update((one.name, one.version) for one in due)
-        self._nonce = _nonce()
-        self._last = (*(one.name for one in due), *sorted(gone))
         return discovery_pb2.DeltaDiscoveryResponse(
             system_version_info=_version(self._sent),
             resources=[
@@ -254,7 +229,6 @@ class DeltaSubscription:
                 for one in due
             ],
             type_url=TYPE_URL,
-            nonce=self._nonce,
             nonce=self._responses.sent((*(one.name for one in due), *sorted(gone))),
             removed_resources=sorted(gone),
         )
@@ -290,7 +264,3 @@ def _check_names(names: Iterable[str]) -> None:
 def _version(versions: Mapping[str, str]) -> str:
     listed = "\n".join(f"{name} {version}" for name, version in sorted(versions.items()))
     return hashlib.sha256(listed.encode()).hexdigest()[:32]
-
-
-def _nonce() -> str:
-    return random.token_hex(8)

@@ -52,7 +52,6 @@ class _Served:
 
 
 class _Shared(Generic[_Answer]):
-    """One message for all who stream, made once for each view."""
     """One message for all who stream, made once for each view, and another only if it differs."""
 
     def __init__(self, make: Callable[[_Served], _Answer]) -> None:
@@ -62,7 +61,6 @@ class _Shared(Generic[_Answer]):
 
     def get(self, served: _Served) -> _Answer:
         if self._answer is None or self._view is not served.view:
-            self._view, self._answer = served.view, self._make(served)
             made = self._make(served)
             self._view, self._answer = served.view, made if made != self._answer else self._answer
         return self._answer
@@ -154,7 +152,6 @@ class WorkloadApi(workload_pb2_grpc.SpiffeWorkloadAPIServicer):
                     await news.wait()
                     news.clear()
                     answer = shared.get(self._served())
-                    if answer is not sent and answer != sent:
                     if answer is not sent:
                         await context.write(answer)
                         sent = answer
