@@ -1,7 +1,10 @@
-"""The agent while the service is away, and when its trust bundle changes."""
+"""The agent while the service is away or changes, and as workloads see both through its socket."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,16 +15,19 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from support.agent import AgentProcess
 from support.service import Service, make_root, sign_intermediate, timedelta
 
+AUDIENCE = "https://api.example.org"
+CLIENT = Path(__file__).parents[1] / "support" / "spiffe_client.py"
 LOUDER = ["warning", "error", "critical"]
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One of its own, for tests that take it away."""
-    service = Service(tmp_path_factory.mktemp("outages"), workers=1)
+    service = Service(tmp_path_factory.mktemp("live"), workers=1, jwt_svid={"enabled": True})
     service.start()
     try:
-        service.put_named_role("agent", {"spiffe": "own", "key_type": "any", "max_ttl": "2h"})
+        role = {"spiffe": "own", "key_type": "any", "max_ttl": "2h"}
+        service.put_named_role("agent", {**role, "jwt_svid": {"audiences": [AUDIENCE]}})
         yield service
     finally:
         service.stop()
@@ -114,6 +120,44 @@ def test_a_new_trust_bundle_is_written_at_once_without_a_new_certificate(
         agent.wait_until(lambda: reacted.read_text().split() == ["again"] * 2, "reacted again")
         assert serial(tmp_path) == before
         assert len(agent.events("certificate obtained")) == 1
+
+
+def test_workloads_get_svids_tokens_and_every_renewal_from_the_agents_socket(
+    agent: AgentProcess, tmp_path: Path
+) -> None:
+    path = tmp_path / "run" / "agent.sock"
+    path.parent.mkdir()
+    agent.write_config(
+        certificates=[certificate(tmp_path, "8s")], sockets=[{"path": str(path), "mode": "0600"}]
+    )
+    own = "spiffe://mesh.example/ns/shop/sa/cart"
+    with agent.running():
+        agent.wait_for("every certificate is there")
+        with subprocess.Popen(
+            [sys.executable, str(CLIENT), f"unix://{path}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as client:
+
+            def ask(*question: object) -> Any:
+                assert client.stdin is not None
+                assert client.stdout is not None
+                client.stdin.write(json.dumps(question) + "\n")
+                client.stdin.flush()
+                return json.loads(client.stdout.readline())
+
+            first = ask("watch")["answer"]
+            assert first["spiffe_id"] == own
+            assert first["key_fits"]
+            token = ask("jwt", AUDIENCE)["answer"]
+            assert token["spiffe_id"] == own
+            assert ask("validate", token["token"], AUDIENCE)["answer"] == {"spiffe_id": own}
+            assert "error" in ask("jwt", "https://elsewhere.example")
+            assert ask("next", first["serial"])["answer"]["serial"] != first["serial"]
+            ask("close")
+        assert token["token"] not in agent.log_path.read_text()
+    assert not path.exists()
 
 
 def add_issuer(service: Service) -> x509.Certificate:
