@@ -40,7 +40,7 @@ _LOCK = "..meshmint-lock"
 _UNFINISHED = "..meshmint-new-"
 _VERSION = re.compile(r"\.\.meshmint-[0-9a-f]{16}")
 # Not hidden, no way out, nothing that a terminal or a shell would take amiss.
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,199}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,239}")
 # A version that was replaced stays this long, for who has opened it; and not more than so many.
 _KEEP_SECONDS = 60.0
 _KEEP_VERSIONS = 8
