@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import stat
 import subprocess
 import sys
@@ -304,6 +305,17 @@ def test_a_second_writer_is_refused_and_told_who_writes(tmp_path: Path) -> None:
         with pytest.raises(OutputInUse, match="two outputs of this agent"):
             second.write(files(key_pem="K"))
     assert not second.write(files(key_pem="K"))
+
+
+def test_a_lock_that_was_removed_with_its_directory_is_taken_anew(tmp_path: Path) -> None:
+    first, second = AtomicSet(tmp_path / "tls"), AtomicSet(tmp_path / "tls")
+    with first.lock():
+        first.write(files(key_pem="K"))
+        shutil.rmtree(tmp_path / "tls")
+        assert first.write(files(key_pem="K"))
+        shutil.rmtree(tmp_path / "tls")
+        with second.lock(), pytest.raises(OutputInUse):
+            first.write(files(key_pem="K"))
 
 
 def test_a_limit_of_the_process_leaves_what_was_there(tmp_path: Path) -> None:
