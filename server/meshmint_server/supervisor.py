@@ -8,6 +8,7 @@ ports by SO_REUSEPORT.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 
 import structlog
 from prometheus_client import multiprocess
@@ -35,6 +37,7 @@ START_LIMIT = 60.0
 STABLE_AFTER = 60.0
 FIRST_DELAY = 0.2
 LONGEST_DELAY = 10.0
+_METRICS = "meshmint-metrics-"
 
 
 @dataclass
@@ -77,24 +80,13 @@ class Supervisor:
         # gRPC's newer listener hands each read to threads of its own, and from there to ours:
         # the older one saves a fifth of the CPU time of a call. Workers read this as they start.
         os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
-        with self._metrics_directory(), _signals(self._signals) as wake, _reserved(self._config):
+        with _metrics_directory(), _signals(self._signals) as wake, _reserved(self._config):
             while self._workers or not self._is_stopping:
                 self._handle_signals()
                 self._start_missing()
                 self._watch(wake)
                 self._retire_old_generation()
         return self._exit_status
-
-    @contextlib.contextmanager
-    def _metrics_directory(self) -> Iterator[None]:
-        # Workers write their metrics to files here, so that each can show all.
-        directory = tempfile.mkdtemp(prefix="meshmint-metrics-")
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
-        try:
-            yield
-        finally:
-            del os.environ["PROMETHEUS_MULTIPROC_DIR"]
-            shutil.rmtree(directory, ignore_errors=True)
 
     def _handle_signals(self) -> None:
         while self._signals:
@@ -207,6 +199,43 @@ class Supervisor:
             for worker in self._workers:
                 if worker.generation < self._generation:
                     self._stop(worker)
+
+
+@contextlib.contextmanager
+def _metrics_directory() -> Iterator[None]:
+    """Where workers write their metrics to files, so that each can show all."""
+    _remove_abandoned()
+    while True:
+        directory = tempfile.mkdtemp(prefix=_METRICS)
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.path.isdir(directory):
+            break
+        os.close(lock)  # taken for abandoned before it was locked
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+    try:
+        yield
+    finally:
+        del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_abandoned() -> None:
+    """What supervisors that were killed have left: nobody holds a lock on it.
+
+    Process ids would tell less: who shares this folder may count them for himself.
+    """
+    for path in Path(tempfile.gettempdir()).glob(f"{_METRICS}*"):
+        # Not of another user, not locked, not gone meanwhile.
+        with contextlib.suppress(OSError):
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(lock).st_uid == os.geteuid():
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path)
+            finally:
+                os.close(lock)
 
 
 @contextlib.contextmanager

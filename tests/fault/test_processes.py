@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import grpc
 import pytest
@@ -207,3 +210,35 @@ def test_sigterm_ends_at_its_limit_though_something_hangs(
                 call.result(60)
             assert caught.value.code() in GONE
         wait_until(lambda: not any(map(is_running, below)), "nothing of it runs")
+
+
+_HOLDS_METRICS = """
+from meshmint_server import supervisor
+import os, sys
+with supervisor._metrics_directory():
+    print(os.environ["PROMETHEUS_MULTIPROC_DIR"], flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_supervisor_has_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    def supervise() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", _HOLDS_METRICS],
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    with supervise() as killed, supervise() as living:
+        left, used = (Path(one.stdout.readline().strip()) for one in (killed, living))
+        (left / "counter.db").write_bytes(b"")
+        killed.kill()
+        killed.wait(timeout=30)
+        with supervise() as third:
+            its = Path(third.stdout.readline().strip())
+            assert set(tmp_path.iterdir()) == {used, its}
+            third.communicate(timeout=30)
+        living.communicate(timeout=30)
+    assert list(tmp_path.iterdir()) == []

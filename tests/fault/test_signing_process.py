@@ -198,6 +198,37 @@ async def test_what_nobody_waits_for_any_more_is_not_sent_to_be_signed(
     assert sent == [b"first", b"last"]
 
 
+async def test_a_slow_token_has_its_next_job_before_it_has_done_its_last(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = make()
+    key = await ring.generate("issuer", "ec-p256")
+    algorithm = default_algorithm(key.public_key)
+    sent: list[wire.SignatureJob] = []
+    pack = wire.pack_jobs
+
+    def pack_and_note(jobs: Iterable[wire.SignatureJob]) -> bytes:
+        jobs = list(jobs)
+        sent.extend(jobs)
+        return pack(jobs)
+
+    monkeypatch.setattr(wire, "pack_jobs", pack_and_note)
+    os.kill(pid_of(ring), signal.SIGSTOP)
+    tasks = [asyncio.create_task(key.sign(data, algorithm)) for data in (b"one", b"two")]
+    await asyncio.sleep(0.05)
+    tasks.append(asyncio.create_task(key.sign(b"three", algorithm)))
+    await asyncio.sleep(0.05)
+    assert [job.data for job in sent] == [b"one", b"two"]
+    assert ring._life is not None
+    # The first answer alone, as from a token that takes longer than a message does.
+    ring.received(ring._life, wire.pack_answers([wire.Answer(sent[0].number, True, b"signature")]))
+    assert [job.data for job in sent] == [b"one", b"two", b"three"]
+    assert await tasks[0] == b"signature"
+    os.kill(pid_of(ring), signal.SIGCONT)
+    for task in tasks:
+        task.cancel()
+
+
 async def test_a_key_that_is_not_held_is_asked_for_once_however_many_want_it(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from datetime import timedelta
 
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from meshmint_server.issuance import Naming
 from meshmint_server.store import IssuerState, RecordFilter, RecordRow, RoleRow, Store
-from meshmint_server.store import migrate as migration
+from meshmint_server.store.migrate import revisions
 from meshmint_server.store.schema import metadata, record_names, to_microseconds
+from meshmint_server.store.upgrade import migrations
 from sqlalchemy import Connection, func, select, text
 from support.leaves import to_der
 from support.pki import make_root, subject
@@ -39,7 +43,7 @@ async def fill(store: Store, rows: list[RecordRow]) -> None:
         await database.use_write_ahead_log()
 
     def first_schema(connection: Connection) -> None:
-        config = migration._alembic()
+        config = migrations()
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
         connection.execute(RECORD, [as_first(row) for row in rows])
@@ -155,3 +159,16 @@ async def test_a_new_database_has_nothing_to_name(store_url: str, lacks_mark: bo
     await store.record(record_row())
     assert not await store.name_records(250)
     await store.close()
+
+
+def test_migrations_are_named_by_their_revisions_in_their_order() -> None:
+    scripts = ScriptDirectory.from_config(migrations()).walk_revisions("base", "heads")
+    assert [script.revision for script in scripts] == revisions()[::-1]
+
+
+def test_a_process_that_finds_the_schema_up_to_date_needs_no_alembic() -> None:
+    program = "import sys, meshmint_server.cli.program; print('alembic' in sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert run.stdout == "False\n"

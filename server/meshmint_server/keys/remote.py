@@ -83,6 +83,8 @@ class _Life:
     transport: asyncio.WriteTransport | None = None
     is_ready: bool = False
     unanswered: int = 0
+    # Whether answers come a few at a time: the token takes longer than messages do.
+    is_slow: bool = False
 
 
 class RemoteKeyRing:
@@ -239,12 +241,14 @@ class RemoteKeyRing:
         """Sends what is wanted, unless more is gathered, or the process has enough to do.
 
         So a message carries the more the more is asked for: each job that was sent is
-        answered, and what is held goes with that answer.
+        answered, and what is held goes with that answer. A slow token gets its next
+        while it still has one for each thread: it would stand idle for as long as this
+        event loop takes to notice.
         """
         life = self._life
         if life is None or not life.is_ready or self._gathering.is_on:
             return
-        if life.unanswered < self._threads:
+        if life.unanswered < (2 * self._threads if life.is_slow else self._threads):
             # Without those that nobody waits for any more.
             jobs = [job for job in self._outbox if job.number in self._signing]
             self._outbox = []
@@ -281,6 +285,7 @@ class RemoteKeyRing:
                 if kind == Kind.SIGNED:
                     answers = wire.unpack_answers(body)
                     life.unanswered -= len(answers)
+                    life.is_slow = life.unanswered > 0
                     for answer in answers:
                         self._settle(answer)
                 elif kind == Kind.ANSWER:

@@ -6,24 +6,23 @@ schema of the release after, because replicas are replaced one by one.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 
 import structlog
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 
 from meshmint_server.store.database import Database
 
-__all__ = ["SchemaState", "migrate", "schema_state"]
+__all__ = ["SchemaState", "migrate", "revisions", "schema_state"]
 
 _log = structlog.get_logger(__name__)
 
 # Any constant will do that nobody else uses: "meshmint" in ASCII.
 _LOCK = int.from_bytes(b"meshmint", "big", signed=True)
+_MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
+_MIGRATION = re.compile(r"v(\d{4})_\w+\.py")
 
 
 class SchemaState(StrEnum):
@@ -45,14 +44,21 @@ async def schema_state(database: Database) -> SchemaState:
 
 
 def _compare(connection: Connection) -> SchemaState:
-    scripts = ScriptDirectory.from_config(_alembic())
-    current = MigrationContext.configure(connection).get_current_revision()
+    known = revisions()
+    if not inspect(connection).has_table("alembic_version"):
+        return SchemaState.ABSENT
+    current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     if current is None:
         return SchemaState.ABSENT
-    if current == scripts.get_current_head():
+    if current == known[-1]:
         return SchemaState.CURRENT
-    known = {script.revision for script in scripts.walk_revisions()}
     return SchemaState.OLDER if current in known else SchemaState.NEWER
+
+
+def revisions() -> list[str]:
+    """The revisions that this release knows, in their order: files are named by them."""
+    found = (_MIGRATION.fullmatch(path.name) for path in _MIGRATIONS.iterdir())
+    return sorted(match[1] for match in found if match)
 
 
 async def migrate(database: Database) -> None:
@@ -68,6 +74,9 @@ async def migrate(database: Database) -> None:
     if await schema_state(database) is SchemaState.CURRENT:
         return
 
+    # Alembic takes a fifth of a start, and nearly no start has anything for it to do.
+    from meshmint_server.store.upgrade import upgrade  # noqa: PLC0415
+
     def work(connection: Connection) -> None:
         # SQLite needs no lock of its own: the transaction began as a writing one.
         if not database.is_sqlite:
@@ -75,25 +84,9 @@ async def migrate(database: Database) -> None:
             for setting in ("lock_timeout", "statement_timeout"):
                 connection.execute(text(f"SET LOCAL {setting} = {limit}"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-        _upgrade(connection)
+        if (state := _compare(connection)) is SchemaState.NEWER:
+            _log.warning("store.schema_is_newer")
+        elif state is not SchemaState.CURRENT:
+            upgrade(connection)
 
     await database.run_migration(work)
-
-
-def _alembic() -> Config:
-    config = Config()
-    # A "%" in a path would be read as an interpolation.
-    location = str(Path(__file__).parent / "migrations").replace("%", "%%")
-    config.set_main_option("script_location", location)
-    return config
-
-
-def _upgrade(connection: Connection) -> None:
-    config = _alembic()
-    config.attributes["connection"] = connection
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    current = MigrationContext.configure(connection).get_current_revision()
-    if current is not None and current not in known:
-        _log.warning("store.schema_is_newer", schema=current)
-        return
-    command.upgrade(config, "head")
