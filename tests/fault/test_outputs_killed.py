@@ -30,11 +30,13 @@ def writers(directory: Path) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         [sys.executable, support.writers.__file__, directory],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(tests)},
+        env={**os.environ, "PYTHONPATH": str(tests)}, start_new_session=True,
     ) as process:  # fmt: skip
-        yield process
-        assert process.stdin
-        process.stdin.close()
+        try:
+            yield process
+        finally:
+            # With the child that a failed test leaves.
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def present(directory: Path) -> str:

@@ -79,14 +79,23 @@ def test_bundles_of_other_trust_domains_stay_apart(tmp_path: Path) -> None:
     other = make_bundle(trust_domain="other.example")
     third = make_bundle(trust_domain="third.example")
     hostile = make_bundle(trust_domain="../../etc")
+    long = make_bundle(trust_domain="a" * 220)
+    longer = make_bundle(trust_domain="a" * 221)
     empty = dataclasses.replace(third, trust_domain="empty.example", roots=())
-    bundles = {one.trust_domain: one for one in (other, third, hostile, empty)} | MESH.bundles
+    bundles = {
+        one.trust_domain: one for one in (other, third, hostile, long, longer, empty)
+    } | MESH.bundles
     identity = MESH.issue()
 
     every = output(format="pem", directory=tmp_path / "all", federated_bundles="all")
     every.write(identity, bundles)
     found = {path.name for path in (tmp_path / "all").glob("bundle*")}
-    assert found == {"bundle.pem", "bundle-other.example.pem", "bundle-third.example.pem"}
+    assert found == {
+        "bundle.pem",
+        "bundle-other.example.pem",
+        "bundle-third.example.pem",
+        f"bundle-{long.trust_domain}.pem",
+    }
     own = x509.load_pem_x509_certificates((tmp_path / "all" / "bundle.pem").read_bytes())
     assert own == [MESH.root.certificate]
 
@@ -112,7 +121,7 @@ def test_der_files_are_read_by_openssl(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("encryption", "shown"),
     [
-        ("modern", "PBES2, PBKDF2, AES-256-CBC, Iteration 600000, PRF hmacWithSHA256"),
+        ("modern", "PBES2, PBKDF2, AES-256-CBC, Iteration 100000, PRF hmacWithSHA256"),
         ("compatible", "pbeWithSHA1And3-KeyTripleDES-CBC, Iteration 50000"),
     ],
 )

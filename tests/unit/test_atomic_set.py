@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import stat
 import subprocess
 import sys
@@ -306,6 +307,17 @@ def test_a_second_writer_is_refused_and_told_who_writes(tmp_path: Path) -> None:
     assert not second.write(files(key_pem="K"))
 
 
+def test_a_lock_that_was_removed_with_its_directory_is_taken_anew(tmp_path: Path) -> None:
+    first, second = AtomicSet(tmp_path / "tls"), AtomicSet(tmp_path / "tls")
+    with first.lock():
+        first.write(files(key_pem="K"))
+        shutil.rmtree(tmp_path / "tls")
+        assert first.write(files(key_pem="K"))
+        shutil.rmtree(tmp_path / "tls")
+        with second.lock(), pytest.raises(OutputInUse):
+            first.write(files(key_pem="K"))
+
+
 def test_a_limit_of_the_process_leaves_what_was_there(tmp_path: Path) -> None:
     tls = AtomicSet(tmp_path / "tls")
     tls.write(files(key_pem="K"))
@@ -392,7 +404,7 @@ def test_an_owner_is_given_or_the_refusal_says_what_it_takes(tmp_path: Path) -> 
         assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65534, 0o640)
         assert not tls.write(wanted)
     else:
-        with pytest.raises(OutputError, match="only root"):
+        with pytest.raises(OutputError, match=r"only root|user namespace"):
             tls.write(wanted)
         assert tls.read() == {}
 

@@ -7,7 +7,8 @@ ever readable by more than the configuration says, not for an instant.
 It knows nothing of the service, and never prints.
 """
 
-from meshmint.agent.outputs.atomic_set import AtomicSet, Content
+from meshmint.agent.outputs.atomic_set import AtomicSet
+from meshmint.agent.outputs.content import Content
 from meshmint.agent.outputs.directories import Placement
 from meshmint.agent.outputs.errors import OutputError, OutputInUse
 from meshmint.agent.outputs.output import Output

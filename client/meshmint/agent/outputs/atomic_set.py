@@ -25,45 +25,28 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from meshmint.agent.outputs.content import Content, has, put
 from meshmint.agent.outputs.directories import DirectoryMissing, Placement, open_directory
 from meshmint.agent.outputs.errors import OutputError, could_not
-from meshmint.agent.outputs.locks import locked
+from meshmint.agent.outputs.locks import Lock, locked
 
-__all__ = ["AtomicSet", "Content", "has", "put"]
+__all__ = ["AtomicSet"]
 
 _DATA = "..data"
 _LOCK = "..meshmint-lock"
 _UNFINISHED = "..meshmint-new-"
 _VERSION = re.compile(r"\.\.meshmint-[0-9a-f]{16}")
 # Not hidden, no way out, nothing that a terminal or a shell would take amiss.
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,199}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,239}")
 # A version that was replaced stays this long, for who has opened it; and not more than so many.
 _KEEP_SECONDS = 60.0
 _KEEP_VERSIONS = 8
 _READ_ATTEMPTS = 3
 _MOST_BYTES = 16 * 1024 * 1024
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What goes into one file, and who may read it.
-
-    Attributes:
-        data: All of it.
-        mode: The permissions; at no instant are they wider.
-        owner: The user it belongs to; None: the agent's own.
-        group: The group it belongs to; None: what the system gives it.
-    """
-
-    data: bytes = field(repr=False)
-    mode: int = 0o600
-    owner: int | None = None
-    group: int | None = None
 
 
 class AtomicSet:
@@ -86,7 +69,7 @@ class AtomicSet:
         self.directory = Path(directory)
         self._placement = placement
         self._replace = replace
-        self._is_locked = False
+        self._lock: Lock | None = None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -96,12 +79,14 @@ class AtomicSet:
             OutputInUse: Another process, or another set of this one, writes here.
             OutputError: The directory cannot be made or locked.
         """
-        with self._open() as directory, locked(directory, _LOCK, self.directory):
-            self._is_locked = True
+        with ExitStack() as stack:
+            with self._open() as directory:
+                lock = stack.enter_context(locked(directory, _LOCK, self.directory))
+            self._lock = lock
             try:
                 yield
             finally:
-                self._is_locked = False
+                self._lock = None
 
     def write(self, files: Mapping[str, Content]) -> bool:
         """Makes the directory hold these files, all at once, and no others of ours.
@@ -123,14 +108,12 @@ class AtomicSet:
                     f"{name!r} is no name for a file: use letters, digits and . _ @ + -, "
                     "and begin with a letter or a digit",
                 )
-        if not self._is_locked:
-            with self.lock():
-                return self.write(files)
         with self._open() as directory:
-            try:
-                return self._write(directory, files)
-            except OSError as error:
-                raise could_not("write", self.directory, error) from error
+            # Somebody may have removed the directory, and the lock with it.
+            if self._lock is None or not self._lock.is_of(directory):
+                with locked(directory, _LOCK, self.directory):
+                    return self._write(directory, files)
+            return self._write(directory, files)
 
     def read(self) -> dict[str, bytes]:
         """The files that belong together at this moment; empty if there are none.
@@ -175,6 +158,12 @@ class AtomicSet:
         return target
 
     def _write(self, directory: int, files: Mapping[str, Content]) -> bool:
+        try:
+            return self._bring_about(directory, files)
+        except OSError as error:
+            raise could_not("write", self.directory, error) from error
+
+    def _bring_about(self, directory: int, files: Mapping[str, Content]) -> bool:
         version = self._version(directory)
         self._refuse_foreign(directory, files)
         self._tidy(directory, version)
@@ -299,44 +288,6 @@ class AtomicSet:
             # A clock that was set back keeps nothing for longer, either.
             if place >= _KEEP_VERSIONS or not 0 <= now - replaced_at < _KEEP_SECONDS:
                 _remove(directory, name)
-
-
-def put(folder: int, name: str, content: Content) -> None:
-    """Makes a file that is not there yet, complete and on the disk."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(name, flags, content.mode & 0o600, dir_fd=folder)
-    with open(descriptor, "wb", buffering=0) as file:
-        left = memoryview(content.data)
-        while left:
-            left = left[file.write(left) :]
-        if content.owner is not None or content.group is not None:
-            os.fchown(
-                descriptor,
-                -1 if content.owner is None else content.owner,
-                -1 if content.group is None else content.group,
-            )
-        # After the owner, so that nobody else ever has the wider permissions.
-        os.fchmod(descriptor, content.mode)
-        os.fsync(descriptor)
-
-
-def has(folder: int, name: str, content: Content) -> bool:
-    """Whether the folder has this very file, with the right owner and permissions."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        descriptor = os.open(name, flags, dir_fd=folder)
-    except OSError:
-        return False
-    with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        return (
-            stat.S_ISREG(found.st_mode)
-            and stat.S_IMODE(found.st_mode) == content.mode
-            and found.st_uid == (os.geteuid() if content.owner is None else content.owner)
-            and content.group in (None, found.st_gid)
-            and found.st_size == len(content.data)
-            and file.read() == content.data
-        )
 
 
 def _read(directory: int, version: str) -> dict[str, bytes]:

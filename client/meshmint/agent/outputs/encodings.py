@@ -17,8 +17,8 @@ from meshmint.keys import PrivateKey
 
 __all__ = ["bundle_of", "certificates", "content_of", "federated"]
 
-# SPIFFE ID, section 2.1; it becomes part of a file's name.
-_TRUST_DOMAIN = re.compile(r"[a-z0-9_][a-z0-9._-]{0,191}")
+# SPIFFE ID, section 2.1, as far as it fits into the name of a file.
+_TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,220}")
 
 
 def certificates(some: Iterable[x509.Certificate], encoding: Encoding) -> bytes:

@@ -18,6 +18,8 @@ _ADVICE = {
     errno.EACCES: "the agent may not: run it as a user who may, or change the permissions",
     errno.EPERM: "the agent may not: only root (CAP_CHOWN) gives files to others, and nobody writes"
     " to what is immutable",
+    errno.EINVAL: "the file system does not take it; in a container, an owner may be unknown to its"
+    " user namespace",
     errno.ENOTDIR: "a part of the path is not a directory: move it away",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     errno.ENOENT: "it, or a directory above it, is gone: something else removes it",

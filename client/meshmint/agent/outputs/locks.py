@@ -12,17 +12,39 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from meshmint.agent.outputs.errors import OutputError, OutputInUse, could_not
 
-__all__ = ["locked"]
+__all__ = ["Lock", "locked"]
 
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A lock that is held.
+
+    Attributes:
+        descriptor: The descriptor of its file.
+        name: The name of its file.
+    """
+
+    descriptor: int
+    name: str
+
+    def is_of(self, directory: int) -> bool:
+        """Whether it still keeps others out of this directory, which may have been made anew."""
+        try:
+            found = os.lstat(self.name, dir_fd=directory)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(found, os.fstat(self.descriptor))
+
+
 @contextmanager
-def locked(directory: int, name: str, path: Path) -> Iterator[None]:
+def locked(directory: int, name: str, path: Path) -> Iterator[Lock]:
     """Holds the lock until left.
 
     Args:
@@ -48,7 +70,7 @@ def locked(directory: int, name: str, path: Path) -> Iterator[None]:
         except OSError as error:
             raise could_not("lock", path, error) from error
         _sign(descriptor)
-        yield
+        yield Lock(descriptor, name)
     finally:
         os.close(descriptor)
 

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from meshmint.agent.identities import Bundle, Identity
-from meshmint.agent.outputs.atomic_set import AtomicSet, Content
+from meshmint.agent.outputs.atomic_set import AtomicSet
+from meshmint.agent.outputs.content import Content
 from meshmint.agent.outputs.directories import Placement
 from meshmint.agent.outputs.encodings import bundle_of, certificates, content_of, federated
 from meshmint.agent.outputs.owners import group_number, user_number

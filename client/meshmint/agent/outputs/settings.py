@@ -27,7 +27,7 @@ __all__ = [
     "TemplateOutput",
 ]
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,199}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,239}")
 _ACCOUNT = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}\$?")
 _MOST_ID = 2**32 - 2
 

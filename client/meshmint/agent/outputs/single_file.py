@@ -7,13 +7,13 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from meshmint.agent.outputs.atomic_set import Content, has, put
+from meshmint.agent.outputs.content import Content, has, put
 from meshmint.agent.outputs.directories import Placement, open_directory
 from meshmint.agent.outputs.errors import OutputError, could_not
-from meshmint.agent.outputs.locks import locked
+from meshmint.agent.outputs.locks import Lock, locked
 
 __all__ = ["SingleFile"]
 
@@ -31,7 +31,7 @@ class SingleFile:
         self.path = path
         self._placement = placement
         self._replace = replace
-        self._is_locked = False
+        self._lock: Lock | None = None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -41,13 +41,14 @@ class SingleFile:
             OutputInUse: Another process, or another output of this one, writes it.
             OutputError: The directory cannot be made or locked.
         """
-        name = f".{self.path.name}.meshmint-lock"
-        with self._open() as directory, locked(directory, name, self.path):
-            self._is_locked = True
+        with ExitStack() as stack:
+            with self._open() as directory:
+                lock = stack.enter_context(locked(directory, self._lock_name, self.path))
+            self._lock = lock
             try:
                 yield
             finally:
-                self._is_locked = False
+                self._lock = None
 
     def write(self, content: Content) -> bool:
         """Makes the file hold this; whether anything had to be changed.
@@ -56,14 +57,16 @@ class SingleFile:
             OutputInUse: Another process writes it.
             OutputError: It cannot be written; what was there before is still there, whole.
         """
-        if not self._is_locked:
-            with self.lock():
-                return self.write(content)
         with self._open() as directory:
-            try:
-                return self._write(directory, content)
-            except OSError as error:
-                raise could_not("write", self.path, error) from error
+            # Somebody may have removed the directory, and the lock with it.
+            if self._lock is None or not self._lock.is_of(directory):
+                with locked(directory, self._lock_name, self.path):
+                    return self._write(directory, content)
+            return self._write(directory, content)
+
+    @property
+    def _lock_name(self) -> str:
+        return f".{self.path.name}.meshmint-lock"
 
     @contextmanager
     def _open(self) -> Iterator[int]:
@@ -71,6 +74,12 @@ class SingleFile:
             yield descriptor
 
     def _write(self, directory: int, content: Content) -> bool:
+        try:
+            return self._bring_about(directory, content)
+        except OSError as error:
+            raise could_not("write", self.path, error) from error
+
+    def _bring_about(self, directory: int, content: Content) -> bool:
         self._refuse_foreign(directory)
         self._tidy(directory)
         if has(directory, self.path.name, content):

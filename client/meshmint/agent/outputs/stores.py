@@ -30,8 +30,10 @@ from meshmint.agent.outputs.settings import PasswordSource
 
 __all__ = ["is_key_store", "is_trust_store", "key_store", "read_password", "trust_store"]
 
-# OWASP's count for PBKDF2 with HMAC-SHA-256; Java takes up to 5,000,000.
-_MODERN_ROUNDS = 600_000
+# Ten times Java's own. The whole process stands still while `cryptography` derives the two keys
+# of a store (about 60 ms), and more would not help: the MAC, whose rounds it does not let us
+# choose, is the cheaper way to guess a password.
+_MODERN_ROUNDS = 100_000
 _COMPATIBLE_ROUNDS = 50_000
 _MOST_PASSWORD_BYTES = 1024
 # The OIDs of PBES2 (RFC 8018) and pbeWithSHAAnd3-KeyTripleDES-CBC (RFC 7292), in DER.
