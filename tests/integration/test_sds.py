@@ -377,6 +377,21 @@ async def test_one_stream_too_many_is_told_to_come_back_and_a_closed_one_makes_r
         one.cancel()
 
 
+async def test_all_who_start_at_once_are_answered(tmp_path: Path, identities: Identities) -> None:
+    publish(identities, WEB)
+    async with (
+        served(tmp_path / "run", identities) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        calls = [Stub(channel).StreamSecrets() for _ in range(2000)]
+
+        answers = await asyncio.gather(*(ask_and_read(call, "default") for call in calls))
+
+        assert all(set(secrets_in(one)) == {"default"} for one in answers)
+        for call in calls:
+            call.cancel()
+
+
 async def test_clients_that_vanish_in_the_middle_leave_nothing_and_no_error(
     tmp_path: Path, identities: Identities, caplog: pytest.LogCaptureFixture
 ) -> None:

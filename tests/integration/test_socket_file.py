@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,51 @@ async def test_file_gets_its_owner_and_group(run: Path, identities: Identities) 
         found = (run / "agent.sock").lstat()
 
     assert (found.st_uid, found.st_gid) == (NOBODY, 12345)
+
+
+@AS_ROOT
+async def test_agent_that_is_not_root_serves_and_cannot_give_its_socket_away(
+    identities: Identities,
+) -> None:
+    # Not below the directory of pytest, which only root can enter.
+    with tempfile.TemporaryDirectory() as made:
+        directory = Path(made)
+        os.chown(directory, NOBODY, NOBODY)
+
+        async def output_of(*settings: str) -> str:
+            agent = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", UNPRIVILEGED, str(NOBODY), directory / "s", *settings),
+                stdout=asyncio.subprocess.PIPE,
+            )
+            output, _ = await agent.communicate()
+            return output.decode()
+
+        assert await output_of() == f"serving as {NOBODY}\n"
+        refused = await output_of("root")
+        assert "only root gives a socket to another user" in refused
+        assert list(directory.glob("s*")) == []
+
+
+UNPRIVILEGED = """
+import asyncio, os, sys
+from meshmint.agent.identities import Identities
+from meshmint.agent.sockets import SocketError, SocketSettings, serve_socket
+
+# Only now, when all is imported: it may not be readable to others.
+os.setgroups([])
+os.setgid(int(sys.argv[1]))
+os.setuid(int(sys.argv[1]))
+
+async def main():
+    settings = SocketSettings(path=sys.argv[2], owner=(sys.argv[3:] or [None])[0])
+    async with serve_socket(settings, Identities(), None):
+        print("serving as", os.stat(settings.path).st_uid)
+
+try:
+    asyncio.run(main())
+except SocketError as error:
+    print(error)
+"""
 
 
 async def test_unknown_owner_or_group_is_refused_by_name(run: Path, identities: Identities) -> None:

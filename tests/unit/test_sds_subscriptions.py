@@ -574,3 +574,59 @@ def test_client_ends_with_the_newest_of_all_it_asked_for_whatever_was_said(
         assert newest is not None
         assert has[name] == newest.packed.value
     assert talk.hear() is None
+
+
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["add", "drop", "renew", "lose", "hear", "nack", "reconnect"]),
+            st.sets(st.sampled_from(["web", "api", "default", "ALL", "nothing", "*"]), max_size=4),
+        ),
+        max_size=30,
+    )
+)
+@settings(max_examples=150, deadline=None)
+def test_incremental_client_has_all_it_wants_and_nothing_that_is_gone(
+    steps: list[tuple[str, set[str]]],
+) -> None:
+    pictures = {"renew": AFTER, "lose": secrets_of(WEB)}
+    talk = Talk(DeltaSubscription)
+    wanted = {"web"}
+    talk.say(delta("web"))
+    has: dict[str, tuple[str, bytes]] = {}
+
+    def hear() -> None:
+        if talk.hear() is not None:
+            for one in talk.last.resources:  # type: ignore[attr-defined]
+                has[one.name] = (one.version, one.resource.value)
+            for name in talk.removed:
+                has.pop(name, None)
+
+    for step, names in steps:
+        if step == "add":
+            wanted |= names
+            talk.say(delta(*names, nonce="any"))
+        elif step == "drop":
+            wanted -= names
+            talk.say(delta(drop=tuple(names)))
+            if "*" not in wanted:
+                for name in set(has) - wanted:
+                    has.pop(name)
+        elif step in pictures:
+            talk.secrets = BEFORE if talk.secrets is pictures[step] else pictures[step]
+        elif step == "reconnect" and wanted:
+            again = Talk(DeltaSubscription, talk.secrets)
+            again.say(delta(*wanted, has={name: version for name, (version, _) in has.items()}))
+            talk = again
+        else:
+            hear()
+            if step == "nack":
+                talk.say(delta(nonce=talk.nonce, error="no"))
+    hear()
+
+    covered = wanted | (set(talk.secrets.everything) if "*" in wanted else set())
+    newest = {name: found for name in covered if (found := talk.secrets.get(name))}
+    assert {name: value for name, (_, value) in has.items()} == {
+        name: found.packed.value for name, found in newest.items()
+    }
+    assert talk.hear() is None

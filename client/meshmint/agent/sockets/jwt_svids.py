@@ -107,7 +107,7 @@ class JwtSvids:
         self,
         source: JwtSource,
         *,
-        max_kept: int = 4096,
+        max_kept: int = 1024,
         max_calls: int = 64,
         clock: Callable[[], float] = time.time,
     ) -> None:

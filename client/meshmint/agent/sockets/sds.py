@@ -167,7 +167,8 @@ class _Conversation(Generic[Asked, Told]):
                     if patience.when() is not None:
                         patience.reschedule(None)
                         # It says who it is with the first request alone.
-                        self._client = f"The Envoy {clean(request.node.id, _NAME_CHARACTERS)!r}"
+                        if node := request.node.id:
+                            self._client = f"The Envoy {clean(node, _NAME_CHARACTERS)!r}"
                     nack = self._subscription.take(request)
                     if nack is not None:
                         _log.warning(

@@ -70,14 +70,21 @@ async def serve_socket(
 
 
 def _server(settings: SocketSettings, feed: Feed, tokens: JwtSvids) -> grpc.aio.Server:
+    # gRPC refuses some of those that wait from a thousand on, as many as come at once when all
+    # workloads of a machine start; those over our own limit are told what to do.
+    most = settings.max_streams + _MAX_SHORT_CALLS
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
-            ("grpc.max_concurrent_streams", settings.max_streams + _MAX_SHORT_CALLS),
+            ("grpc.max_concurrent_streams", most),
+            ("grpc.server.max_pending_requests", most),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * most),
             ("grpc.max_connection_idle_ms", _IDLE_MILLISECONDS),
+            # Pings of well-behaved clients are allowed.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.so_reuseport", 0),
         ],
-        maximum_concurrent_rpcs=settings.max_streams + _MAX_SHORT_CALLS,
+        maximum_concurrent_rpcs=most,
     )
     if "workload-api" in settings.protocols:
         workload_pb2_grpc.add_SpiffeWorkloadAPIServicer_to_server(WorkloadApi(feed, tokens), server)

@@ -87,9 +87,16 @@ class SocketFile:
             SocketError: It cannot be given away, or the directory cannot be written.
         """
         made = self._passing / "s"
-        try:
-            if (self._owner, self._group) != (-1, -1):
+        if (self._owner, self._group) != (-1, -1):
+            try:
                 os.chown(made, self._owner, self._group)
+            except OSError as error:
+                raise SocketError(
+                    f"{self._path}: {error.strerror}: only root gives a socket to another user, "
+                    f"and root and its members to a group: change owner or group, or run the "
+                    f"agent as somebody who may"
+                ) from error
+        try:
             made.chmod(self._settings.mode)
             own = made.lstat()
             made.replace(self._path)
@@ -190,11 +197,10 @@ class SocketFile:
             )
 
     def _failed(self, error: OSError) -> SocketError:
-        if isinstance(error, PermissionError) and (self._settings.owner or self._settings.group):
-            advice = "only root gives files to other users, and only members to a group"
-        else:
-            advice = f"check that the agent may write to {self._directory}"
-        return SocketError(f"{self._path}: {error.strerror or error}: {advice}")
+        return SocketError(
+            f"{self._path}: {error.strerror or error}: check that the agent may write to "
+            f"{self._directory}"
+        )
 
 
 def _number(name: str | int | None, kind: str) -> int:

@@ -32,8 +32,9 @@ __all__ = ["WorkloadApi"]
 
 ServicerContext = grpc.aio.ServicerContext[Any, Any]
 
-_MAX_AUDIENCES = 32
-_MAX_AUDIENCE = 2048
+# Tokens are kept by their audiences.
+_MAX_AUDIENCES = 16
+_MAX_AUDIENCE_CHARACTERS = 4096
 
 _Answer = TypeVar("_Answer", bound=Message)
 
@@ -221,10 +222,11 @@ def _check_audiences(audiences: Iterable[str]) -> None:
     given = tuple(audiences)
     if not given or not all(given):
         raise _missing("audience")
-    if len(given) > _MAX_AUDIENCES or any(len(one) > _MAX_AUDIENCE for one in given):
+    if len(given) > _MAX_AUDIENCES or sum(map(len, given)) > _MAX_AUDIENCE_CHARACTERS:
         raise Refusal(
             grpc.StatusCode.INVALID_ARGUMENT,
-            f"give at most {_MAX_AUDIENCES} audiences of at most {_MAX_AUDIENCE} characters",
+            f"give at most {_MAX_AUDIENCES} audiences, of at most {_MAX_AUDIENCE_CHARACTERS} "
+            f"characters together",
         )
 
 
