@@ -188,18 +188,19 @@ def names_message(options: CertificateOptions) -> pb.CertificateNames:
     """
     return pb.CertificateNames(
         common_name=options.get("common_name", ""),
-        dns_names=_several("dns_names", options.get("dns_names", ())),
+        dns_names=_several("names.dns_names", options.get("dns_names", ())),
         ip_addresses=[
-            str(address) for address in _several("ip_addresses", options.get("ip_addresses", ()))
+            str(address)
+            for address in _several("names.ip_addresses", options.get("ip_addresses", ()))
         ],
-        uris=_several("uris", options.get("uris", ())),
-        email_addresses=_several("email_addresses", options.get("email_addresses", ())),
+        uris=_several("names.uris", options.get("uris", ())),
+        email_addresses=_several("names.email_addresses", options.get("email_addresses", ())),
         other_names=[
             pb.OtherName(type_id=type_id, value=value)
             for type_id, value in options.get("other_names", ())
         ],
         subject_serial_number=options.get("subject_serial_number", ""),
-        user_ids=_several("user_ids", options.get("user_ids", ())),
+        user_ids=_several("names.user_ids", options.get("user_ids", ())),
         exclude_common_name_from_sans=options.get("exclude_common_name_from_sans", False),
     )
 
@@ -268,6 +269,20 @@ def sign_message(role: str, csr: CsrSource, options: CertificateOptions) -> pb.S
     return message
 
 
+def jwt_svid_message(
+    role: str, audiences: Sequence[str], ttl: timedelta | None
+) -> pb.IssueJwtSvidRequest:
+    """The message of IssueJwtSvid.
+
+    Raises:
+        InvalidArgument: A single string where several audiences are expected.
+    """
+    message = pb.IssueJwtSvidRequest(role=role, audiences=_several("audiences", audiences))
+    if ttl is not None:
+        message.ttl.FromTimedelta(ttl)
+    return message
+
+
 def _request_id() -> str:
     """192 random bits that make a retry of the message safe."""
     return secrets.token_urlsafe(24)
@@ -289,7 +304,8 @@ def timestamp(moment: datetime, field: str) -> Timestamp:
 def _several(field: str, values: Sequence[_T]) -> list[_T]:
     # A string is a sequence of strings: dns_names="a.example" would ask for nine names.
     if isinstance(values, str | bytes):
-        raise _refused(f"names.{field}", f"give a list, such as {field}=[{values!r}]")
+        name = field.removeprefix("names.")
+        raise _refused(field, f"give a list, such as {name}=[{values!r}]")
     return list(values)
 
 

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from meshmint.cli.errors import USAGE
 from meshmint.cli.issuers import add_rotation, check_rotation
+from meshmint.cli.jwt_svid import add_jwt_svid
 from meshmint.cli.records import add_record_filter, record_filter
 from meshmint.keys import KEY_ALGORITHMS
 from meshmint.revocation import REVOCATION_REASONS
@@ -41,6 +42,7 @@ examples:
   meshmint issue --out /run/svid        an X509-SVID, its key made here
   meshmint sign request.csr > cert.pem  a certificate for your own key
   meshmint chain --out /etc/mesh        the issuer's chain and the roots
+  meshmint jwt-svid --audience https://api.example.org
   meshmint revoke --certificate cert.pem --key key.pem --reason key-compromise
   meshmint inspect /run/svid/cert.pem   what is in a certificate
   meshmint records --role web           what was issued (for operators)
@@ -64,6 +66,14 @@ examples:
 examples:
   meshmint chain --only bundle > roots.pem
   meshmint chain --out /etc/mesh
+""",
+    "jwt-svid": """\
+examples:
+  meshmint jwt-svid --audience https://api.example.org
+  meshmint jwt-svid --audience spiffe://example.org/ns/shop/sa/db --ttl 2m --out /run/svid/jwt
+
+Whoever has the token is taken for you by its audiences until it expires: keep it out of
+logs, and give each audience a token of its own.
 """,
     "revoke": """\
 examples:
@@ -173,6 +183,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     _add_connection(chain)
     _add_output(chain, "chain.pem and bundle.pem")
+
+    jwt_svid = command("jwt-svid", "get a JWT-SVID, a token that says who you are")
+    _add_connection(jwt_svid)
+    add_jwt_svid(jwt_svid, _duration)
 
     revoke = command("revoke", "revoke a certificate, for good")
     target = revoke.add_mutually_exclusive_group(required=True)

@@ -10,6 +10,7 @@ from meshmint.v1 import certificate_service_pb2 as pb
 from meshmint.v1.certificate_service_pb2_grpc import CertificateServiceServicer
 
 from meshmint_server.authority import IssuerBook, TrustBundleFeed
+from meshmint_server.errors import PreconditionFailed
 from meshmint_server.grpc_api import translate
 from meshmint_server.grpc_api.edge import Call, Edge, rpc, streaming_rpc
 from meshmint_server.grpc_api.item_stream import Answer, Draining, ItemCall, ItemStream
@@ -104,6 +105,14 @@ class CertificateService(CertificateServiceServicer):
         response = pb.SignResponse()
         _fill(response, issued)
         return response
+
+    @rpc("CertificateService/IssueJwtSvid")
+    async def IssueJwtSvid(  # noqa: N802
+        self, request: pb.IssueJwtSvidRequest, call: Call
+    ) -> pb.IssueJwtSvidResponse:
+        """Issues a JWT-SVID of the caller's own SPIFFE ID."""
+        await call.authenticate()
+        raise PreconditionFailed("This service issues no JWT-SVIDs.", reason="JWT_SVIDS_OFF")
 
     @rpc("CertificateService/GetChain")
     async def GetChain(self, request: pb.GetChainRequest, call: Call) -> pb.GetChainResponse:  # noqa: N802
