@@ -31,6 +31,7 @@ from meshmint_server.config.fields import (
     parse_address,
     parse_trust_domain,
 )
+from meshmint_server.config.jwt_svid import JwtSvidSettings
 from meshmint_server.config.listeners import BundleEndpointSettings, HttpSettings, TlsSettings
 from meshmint_server.config.ocsp import OcspSettings
 from meshmint_server.config.publication import PublicationSettings
@@ -41,7 +42,13 @@ from meshmint_server.policy import CallerMatcher
 from meshmint_server.spiffe import TrustDomain
 from meshmint_server.store import parse_store_url
 
-__all__ = ["Config", "ConfigError", "LogSettings"]
+__all__ = ["REFRESHES", "Config", "ConfigError", "LogSettings"]
+
+REFRESHES = 5
+"""For how many refresh hints what is new is published before it is used.
+
+SPIFFE Federation section 3.3: three to five.
+"""
 
 
 class ConfigError(Exception):
@@ -85,6 +92,7 @@ class Config(Section):
         tidy: How long expired records are kept there.
         keys: Where signing keys are.
         rotation: How issuers succeed each other.
+        jwt_svid: JWT-SVIDs, and the keys that sign them.
         authenticators: Who vouches for callers; at least one is needed to issue.
         admins: Callers that may use AdminService, and revoke any certificate; a matcher that
             matches everybody is refused.
@@ -114,6 +122,7 @@ class Config(Section):
     tidy: TidySettings = TidySettings()
     keys: KeySettings
     rotation: RotationSettings = RotationSettings()
+    jwt_svid: JwtSvidSettings = JwtSvidSettings()
     authenticators: Annotated[
         tuple[AuthenticatorSettings, ...], AfterValidator(_conflict_free)
     ] = ()
@@ -143,7 +152,18 @@ class Config(Section):
             )
         if self.default_ttl > self.max_ttl:
             raise ValueError("default_ttl is longer than max_ttl")
+        if self.jwt_svid.enabled and self.jwt_svid.period < 2 * self.jwt_key_published_for:
+            raise ValueError(
+                "jwt_svid.period must be at least twice the time for which a key is published "
+                "before it signs: lengthen it, or shorten 'bundle_endpoint.refresh_hint' or "
+                "'jwt_svid.publish_for'"
+            )
         return self
+
+    @property
+    def jwt_key_published_for(self) -> timedelta:
+        """How long a key for JWT-SVIDs is published before it signs."""
+        return self.jwt_svid.publish_for or REFRESHES * self.bundle_endpoint.refresh_hint
 
     @classmethod
     def load(cls, path: Path) -> Config:

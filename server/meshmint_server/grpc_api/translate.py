@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from meshmint_server.errors import InvalidRequest, Violation
 from meshmint_server.issuance import (
+    IssuedJwtSvid,
     KnownCertificate,
     Retryable,
     RevocationReason,
@@ -28,7 +29,9 @@ from meshmint_server.issuance import (
     read_certificate,
 )
 from meshmint_server.policy import (
+    MOST_AUDIENCES,
     CertificateRequest,
+    JwtSvidRequest,
     KeyAlgorithm,
     Names,
     OtherName,
@@ -127,6 +130,32 @@ def sign_request(request: pb.SignRequest) -> CertificateRequest:
             raise _invalid("csr_pem", "send a certificate signing request in csr_pem or csr_der")
     return CertificateRequest(
         names=_names(request.names), validity=_validity(request.validity), csr=csr
+    )
+
+
+def jwt_svid_request(request: pb.IssueJwtSvidRequest) -> JwtSvidRequest:
+    """What an IssueJwtSvidRequest asks for.
+
+    Raises:
+        InvalidRequest: The lifetime is out of range.
+    """
+    return JwtSvidRequest(
+        # One more than there may be: policy refuses so many, and need not see them all.
+        audiences=tuple(request.audiences[: MOST_AUDIENCES + 1]),
+        ttl=_timedelta(request.ttl, "ttl") if request.HasField("ttl") else None,
+    )
+
+
+def jwt_svid_response(issued: IssuedJwtSvid) -> pb.IssueJwtSvidResponse:
+    """An issued JWT-SVID."""
+    return pb.IssueJwtSvidResponse(
+        token=issued.token,
+        spiffe_id=issued.spiffe_id,
+        issued_at=timestamp(issued.issued_at),
+        expires_at=timestamp(issued.expires_at),
+        role=issued.role,
+        jwt_id=issued.jwt_id,
+        warnings=issued.warnings,
     )
 
 
