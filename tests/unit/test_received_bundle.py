@@ -130,6 +130,7 @@ def test_kinds_of_keys_that_are_not_known_are_ignored(entry: dict[str, Any]) -> 
         {"crv": "P-384"},
         {"kty": "RSA", "n": "AQAB", "e": "AQAB"},
         {"kty": "RSA", "n": "A" * 342, "e": "AQAB"},
+        {"kty": "RSA", "n": "_" * 170 + "8", "e": "AQAB"},  # 1024 bits
         {"kty": "RSA", "n": "_" * 342, "e": None},
         {"kty": "RSA", "n": "_" * 342, "e": "AQAAAAAB"},
         {"kty": "RSA", "n": "_" * 342, "e": "AQ"},
