@@ -380,6 +380,8 @@ def test_status_is_a_table_in_a_terminal_and_json_for_programs(agent: AgentProce
     with agent.running():
         agent.wait_for("every certificate is there")
         serial = agent.serial()
+        told = json.loads(agent.command("status", "--json").stdout)
+        assert told["certificates"][0]["serial_number"] == serial
         shown = in_terminal("agent", "status", "-c", str(agent.path))
         assert "running" in shown
         assert "spiffe://mesh.example/ns/shop/sa/cart" in shown.replace("\r\n", "")

@@ -134,6 +134,7 @@ class Arrangement:
     def _certificate(self, settings: CertificateSettings) -> Unit:
         targets = CertificateTargets(settings, self._reactor)
         condition = self._parts.conditions.by_name[settings.name]
+        condition.delivered = False
         log = Log(certificate=settings.name)
         return Unit(
             settings,
@@ -145,6 +146,7 @@ class Arrangement:
     def _template(self, settings: TemplateSettings, names: tuple[str, ...]) -> Unit:
         targets = TemplateTargets(settings, names, self._reactor)
         condition: Condition = self._parts.conditions.templates[settings.label]
+        condition.delivered = False
         log = Log(template=str(settings.destination))
         return Unit(settings, Delivery(condition, targets, self._parts, log), None, targets)
 

@@ -84,6 +84,8 @@ class Conditions:
 
         Reactions do not count: what they tell may itself wait for the agent to be ready.
         """
+        if not self.by_name:
+            return {"agent": "it is starting"}
         missing = {
             name: why
             for name, condition in self.by_name.items()

@@ -30,6 +30,7 @@ from meshmint.spans import span
 __all__ = ["AgentStatus", "CertificateStatus", "ask_for_status", "write_status_table"]
 
 _BAR_WIDTH = 12
+_WIDE = 140
 _SECONDS = 5.0
 _MAX_BYTES = 16 << 20
 
@@ -180,21 +181,27 @@ def write_status_table(status: AgentStatus, now: datetime, stream: TextIO | None
     table.add_column("SERIAL", overflow="fold", min_width=10)
     table.add_column("TIME LEFT", no_wrap=True)
     table.add_column("NEXT", no_wrap=True)
-    table.add_column("LAST ERROR", overflow="fold", min_width=10)
+    # In a narrow terminal errors follow the table: a column of them would be one word wide.
+    is_wide = console.width >= _WIDE
+    if is_wide:
+        table.add_column("LAST ERROR", overflow="fold")
     for one in status.certificates:
         bar, colour = _bar(one, now, plain=plain)
-        table.add_row(
+        cells = [
             Text(_clean(one.name), "bold"),
             Text(_clean(one.spiffe_id or "-")),
             Text(_clean(one.serial_number or "-")),
             Text(bar, colour),
             Text(_next(one, now)),
-            Text(_clean(one.problem or "-"), "red" if one.problem else "dim"),
-        )
+        ]
+        if is_wide:
+            cells.append(Text(_clean(one.problem or "-"), "red" if one.problem else "dim"))
+        table.add_row(*cells)
     console.print(table)
-    for place, why in status.problems.items():
-        told = why if place.split(" ")[-1] in why else f"{place}: {why}"
-        console.print(Text(_clean(told), "red"))
+    told = {} if is_wide else {one.name: one.problem for one in status.certificates if one.problem}
+    for place, why in (told | dict(status.problems)).items():
+        line = why if place.split(" ")[-1] in why and "/" in place else f"{place}: {why}"
+        console.print(Text(_clean(line), "red"))
 
 
 def _bar(one: CertificateStatus, now: datetime, *, plain: bool) -> tuple[str, str]:
