@@ -70,6 +70,44 @@ def test_every_fault_is_told_with_its_place(load: Load) -> None:
     assert "  health: write a loopback address" in message
 
 
+def test_faults_of_outputs_and_reactions_are_told_where_people_wrote_them(load: Load) -> None:
+    text = WHOLE.replace(
+        "    key_from: service",
+        """\
+    outputs: [{format: pem, directory: rel, mode: 0644}, {format: exe}, {}]
+    after_change: [{command: x y}, {}, {http: "http://127.0.0.1/", method: post}]
+""",
+    )
+    assert refused(load, text).splitlines()[1:] == [
+        "  certificates[own].outputs[0].directory: write the whole path, beginning with '/'",
+        "  certificates[own].outputs[0].mode: write permissions in quotes, as three octal digits, "
+        'such as "0640"',
+        "  certificates[own].outputs[1]: 'format' is one of pem, der, pkcs12, java and template",
+        "  certificates[own].outputs[2]: 'format' is one of pem, der, pkcs12, java and template",
+        "  certificates[own].after_change[0].command: write the command as a list, as no shell "
+        "reads it: [systemctl, reload, nginx]",
+        "  certificates[own].after_change[1]: a reaction is one of 'command: […]', 'signal: …' "
+        "and 'http: …'",
+        "  certificates[own].after_change[2].method: String should match pattern "
+        "'\\A[A-Z]{3,10}\\z'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("sockets: [{path: /run/x/y.sock, certificates: [nope]}]", "no such certificate"),
+        ("sockets: [{path: /run/x/y.sock}, {path: /run/x/y.sock}]", "is written twice"),
+        (
+            "templates: [{destination: /a/b, template: x}, {destination: /a/b, template: y}]",
+            "twice",
+        ),
+    ],
+)
+def test_what_contradicts_itself_is_refused(load: Load, more: str, told: str) -> None:
+    assert told in refused(load, f"{WHOLE}{more}\n")
+
+
 def test_a_key_that_stands_twice_is_refused_with_its_line(load: Load) -> None:
     message = refused(load, WHOLE + "state_dir: /elsewhere\n")
     assert "line 18, column 1: the key 'state_dir' stands twice" in message

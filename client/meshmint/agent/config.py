@@ -9,15 +9,14 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, time, timedelta
-from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
+from meshmint.agent.config_file import problems_of, read_document
 from meshmint.agent.fields import AbsolutePath, Duration, LoopbackPort, Section
 from meshmint.agent.outputs import OutputSettings, TemplateOutput
 from meshmint.agent.reactions import ReactionSettings
@@ -39,7 +38,6 @@ __all__ = [
     "WindowSettings",
 ]
 
-_MAX_BYTES = 4 << 20
 # Names of files are made of it, and labels of metrics.
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -370,95 +368,9 @@ class AgentConfig(Section):
             ConfigurationError: It cannot be read, or something in it is wrong; the message
                 names every place.
         """
-        try:
-            with path.open("rb") as file:
-                raw = file.read(_MAX_BYTES + 1)
-            text = raw.decode("utf-8")
-        except OSError as error:
-            raise ConfigurationError(
-                f"{path}: cannot be read: {error.strerror or error}"
-            ) from error
-        except UnicodeDecodeError as error:
-            raise ConfigurationError(f"{path}: is not UTF-8 text") from error
-        if len(raw) > _MAX_BYTES:
-            raise ConfigurationError(f"{path}: is larger than {_MAX_BYTES >> 20} MiB")
-        try:
-            # As a stream: errors in a text quote its lines.
-            document = yaml.load(StringIO(text), _StrictLoader)  # noqa: S506 - a SafeLoader
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise ConfigurationError(f"{path}: is not YAML: {_yaml_fault(error)}") from error
-        if not isinstance(document, dict):
-            raise ConfigurationError(
-                f"{path}: must be a mapping with 'server', 'auth', 'state_dir' and 'certificates'"
-            )
+        document = read_document(path)
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            problems = "\n".join(
-                f"  {_place(document, problem['loc'])}: {_told(problem['type'], problem['msg'])}"
-                for problem in error.errors(include_url=False, include_input=False)
-            )
+            problems = "\n".join(f"  {problem}" for problem in problems_of(document, error))
             raise ConfigurationError(f"{path}: cannot be used:\n{problems}") from error
-
-
-def _yaml_fault(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def _told(kind: str, message: str) -> str:
-    if kind == "extra_forbidden":
-        return "there is no such field: check its spelling"
-    if kind == "missing":
-        return "this field is missing"
-    return message.removeprefix("Value error, ")
-
-
-def _place(document: object, location: tuple[int | str, ...]) -> str:
-    """Such as ``certificates[web].renewal.fraction``: people count neither lines nor items."""
-    text, here = "", document
-    for part in location:
-        if isinstance(part, int):
-            item = here[part] if isinstance(here, list) and part < len(here) else None
-            name = item.get("name") if isinstance(item, dict) else None
-            is_name = isinstance(name, str) and _NAME.fullmatch(name)
-            text += f"[{name if is_name else part}]"
-            here = item
-        else:
-            if isinstance(here, dict) and part not in here and location[-1] != part:
-                continue  # the tag of a union, which is no field
-            text += f".{part}" if text else part
-            here = here.get(part) if isinstance(here, dict) else None
-    return text or "(whole file)"
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice, where YAML would let the last one win, and every alias:
-    a few lines of them could stand for gigabytes."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.composer.ComposerError(
-                None,
-                None,
-                "aliases (*name) are not taken: write it out",
-                self.peek_event().start_mark,  # type: ignore[no-untyped-call]
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be text", key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
