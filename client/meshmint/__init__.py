@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from meshmint.results import (
         Chain,
         IssuedCertificate,
+        JwtSvid,
         Outcome,
         Revocation,
         SignedCertificate,
@@ -89,6 +90,7 @@ __all__ = [
     "IssueRequest",
     "IssuedCertificate",
     "Issuer",
+    "JwtSvid",
     "KeyAlgorithm",
     "MeshmintError",
     "NotFound",
@@ -178,6 +180,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "results": (
         "Chain",
         "IssuedCertificate",
+        "JwtSvid",
         "Outcome",
         "Revocation",
         "SignedCertificate",

@@ -10,6 +10,7 @@ from typing import ParamSpec, Self, TypeVar, Unpack
 
 from meshmint import operations, stream_operations
 from meshmint.calls import AsyncCalls
+from meshmint.jwt_svid import issue_jwt_svid
 from meshmint.keys import KeyAlgorithm, PrivateKey
 from meshmint.requests import (
     CertificateOptions,
@@ -22,6 +23,7 @@ from meshmint.requests import (
 from meshmint.results import (
     Chain,
     IssuedCertificate,
+    JwtSvid,
     Outcome,
     Revocation,
     SignedCertificate,
@@ -253,6 +255,30 @@ class AsyncClient:
             MeshmintError: As in ``request_svids``.
         """
         return self._calls.many(stream_operations.ISSUE_MANY, requests)
+
+    async def issue_jwt_svid(
+        self,
+        audiences: Sequence[str],
+        role: str = "",
+        *,
+        ttl: timedelta | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - covers retries, goes to the server
+    ) -> JwtSvid:
+        """Gets a JWT-SVID: a token that says who the caller is, to the audiences named.
+
+        The answer is only accepted if it is a token for exactly these audiences.
+
+        Args:
+            audiences: Who is to accept it; one is best. The role must allow each.
+            role: Name of the role; empty if exactly one that fits the caller allows
+                JWT-SVIDs.
+            ttl: Lifetime wanted; None: the role's.
+            timeout: Seconds for this call in place of the client's time-out.
+
+        Raises:
+            MeshmintError: See meshmint.errors for what each subclass means.
+        """
+        return await self._calls.run(issue_jwt_svid(audiences, role, ttl, timeout))
 
     async def revoke(
         self,

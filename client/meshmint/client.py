@@ -9,6 +9,7 @@ from typing import Self, Unpack
 
 from meshmint import operations, stream_operations
 from meshmint.calls import Calls
+from meshmint.jwt_svid import issue_jwt_svid
 from meshmint.keys import KeyAlgorithm, PrivateKey
 from meshmint.requests import (
     CertificateOptions,
@@ -21,6 +22,7 @@ from meshmint.requests import (
 from meshmint.results import (
     Chain,
     IssuedCertificate,
+    JwtSvid,
     Outcome,
     Revocation,
     SignedCertificate,
@@ -246,6 +248,30 @@ class Client:
             MeshmintError: As in ``request_svids``.
         """
         return self._calls.many(stream_operations.ISSUE_MANY, requests)
+
+    def issue_jwt_svid(
+        self,
+        audiences: Sequence[str],
+        role: str = "",
+        *,
+        ttl: timedelta | None = None,
+        timeout: float | None = None,
+    ) -> JwtSvid:
+        """Gets a JWT-SVID: a token that says who the caller is, to the audiences named.
+
+        The answer is only accepted if it is a token for exactly these audiences.
+
+        Args:
+            audiences: Who is to accept it; one is best. The role must allow each.
+            role: Name of the role; empty if exactly one that fits the caller allows
+                JWT-SVIDs.
+            ttl: Lifetime wanted; None: the role's.
+            timeout: Seconds for this call in place of the client's time-out.
+
+        Raises:
+            MeshmintError: See meshmint.errors for what each subclass means.
+        """
+        return self._calls.run(issue_jwt_svid(audiences, role, ttl, timeout))
 
     def revoke(
         self,

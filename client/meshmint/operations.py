@@ -6,6 +6,7 @@ Nothing in here does I/O.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from meshmint.requests import (
     sign_message,
 )
 from meshmint.results import (
+    NO_JWT_KEYS,
     Chain,
     IssuedCertificate,
     Revocation,
@@ -48,7 +50,7 @@ __all__ = ["Operation"]
 Result = TypeVar("Result")
 Answer = TypeVar("Answer", bound=Message)
 
-_SERVICE = "/meshmint.v1.CertificateService/"
+SERVICE = "/meshmint.v1.CertificateService/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def issue(
         return issued
 
     return Operation(
-        _SERVICE + "Issue",
+        SERVICE + "Issue",
         issue_message(role, key_algorithm, options),
         pb.IssueResponse.FromString,
         result,
@@ -101,7 +103,7 @@ def sign(csr: CsrSource, role: str, options: CertificateOptions) -> Operation[Si
         return signed
 
     return Operation(
-        _SERVICE + "Sign",
+        SERVICE + "Sign",
         request,
         pb.SignResponse.FromString,
         result,
@@ -121,7 +123,7 @@ def request_certificate(
         return issued
 
     return Operation(
-        _SERVICE + "Sign",
+        SERVICE + "Sign",
         request,
         pb.SignResponse.FromString,
         result,
@@ -144,7 +146,7 @@ def request_svid(
         return svid
 
     return Operation(
-        _SERVICE + "Sign",
+        SERVICE + "Sign",
         request,
         pb.SignResponse.FromString,
         result,
@@ -175,7 +177,7 @@ def revoke(
         )
 
     return Operation(
-        _SERVICE + "Revoke",
+        SERVICE + "Revoke",
         request,
         pb.RevokeResponse.FromString,
         result,
@@ -194,10 +196,11 @@ def get_chain(issuer: str, timeout: float | None) -> Operation[Chain]:
             trust_bundle_pem=tuple(answer.trust_bundle),
             trust_domain=answer.trust_domain,
             not_after=moment(answer.not_after),
+            jwt_keys=_jwt_keys(answer.jwt_keys),
         )
 
     return Operation(
-        _SERVICE + "GetChain",
+        SERVICE + "GetChain",
         pb.GetChainRequest(issuer=issuer),
         pb.GetChainResponse.FromString,
         result,
@@ -216,6 +219,7 @@ def watch_trust_bundle(trust_domain: str, timeout: float | None) -> Operation[Tr
             sequence=answer.sequence,
             refresh_hint=answer.refresh_hint.ToTimedelta(),
             federated_trust_domains=tuple(answer.federated_trust_domains),
+            jwt_keys=_jwt_keys(answer.jwt_keys),
         )
         if trust_domain and bundle.trust_domain != trust_domain:
             # A server that does not know of federation answers with its own.
@@ -227,7 +231,7 @@ def watch_trust_bundle(trust_domain: str, timeout: float | None) -> Operation[Tr
         return bundle
 
     return Operation(
-        _SERVICE + "WatchTrustBundle",
+        SERVICE + "WatchTrustBundle",
         pb.WatchTrustBundleRequest(trust_domain=trust_domain),
         pb.WatchTrustBundleResponse.FromString,
         result,
@@ -248,6 +252,21 @@ def is_newer(bundle: TrustBundle, last: TrustBundle | None) -> bool:
 def moment(timestamp: Timestamp) -> datetime:
     """The moment in UTC."""
     return timestamp.ToDatetime(tzinfo=UTC)
+
+
+def _jwt_keys(document: str) -> str:
+    """The JWK set; empty from a server that knows of no JWT-SVIDs.
+
+    Raises:
+        AnswerRefused: It is no JWK set. What is none must not replace one.
+    """
+    try:
+        members = json.loads(document or NO_JWT_KEYS)
+    except (ValueError, RecursionError):
+        members = None
+    if not isinstance(members, dict) or not isinstance(members.get("keys"), list):
+        raise AnswerRefused("the keys for JWT-SVIDs in the answer are no JWK set")
+    return document or NO_JWT_KEYS
 
 
 def _own_key(

@@ -29,6 +29,7 @@ __all__ = [
     "SignRequest",
     "SvidRequest",
     "names_message",
+    "new_request_id",
 ]
 
 CsrSource = str | bytes | x509.CertificateSigningRequest
@@ -64,6 +65,9 @@ class CertificateOptions(TypedDict, total=False):
         not_after: Exact end, with a time zone.
         not_before: Exact start, with a time zone.
         timeout: Seconds for this call in place of the client's time-out.
+        request_id: At least 128 random bits of your own, as text. The same id with the very
+            same request gets the same certificate again, if the first one is on record; without
+            it the client makes one for each call.
     """
 
     common_name: str
@@ -79,6 +83,7 @@ class CertificateOptions(TypedDict, total=False):
     not_after: datetime | None
     not_before: datetime | None
     timeout: float | None
+    request_id: str
 
 
 # One of many requests is itself and no other, though another asks for the same: they compare
@@ -188,18 +193,19 @@ def names_message(options: CertificateOptions) -> pb.CertificateNames:
     """
     return pb.CertificateNames(
         common_name=options.get("common_name", ""),
-        dns_names=_several("dns_names", options.get("dns_names", ())),
+        dns_names=_several("names.dns_names", options.get("dns_names", ())),
         ip_addresses=[
-            str(address) for address in _several("ip_addresses", options.get("ip_addresses", ()))
+            str(address)
+            for address in _several("names.ip_addresses", options.get("ip_addresses", ()))
         ],
-        uris=_several("uris", options.get("uris", ())),
-        email_addresses=_several("email_addresses", options.get("email_addresses", ())),
+        uris=_several("names.uris", options.get("uris", ())),
+        email_addresses=_several("names.email_addresses", options.get("email_addresses", ())),
         other_names=[
             pb.OtherName(type_id=type_id, value=value)
             for type_id, value in options.get("other_names", ())
         ],
         subject_serial_number=options.get("subject_serial_number", ""),
-        user_ids=_several("user_ids", options.get("user_ids", ())),
+        user_ids=_several("names.user_ids", options.get("user_ids", ())),
         exclude_common_name_from_sans=options.get("exclude_common_name_from_sans", False),
     )
 
@@ -238,7 +244,7 @@ def issue_message(
         key_algorithm=(
             pb.KEY_ALGORITHM_UNSPECIFIED if key_algorithm is None else _ALGORITHMS[key_algorithm]
         ),
-        request_id=_request_id(),
+        request_id=options.get("request_id") or new_request_id(),
     )
 
 
@@ -252,7 +258,7 @@ def sign_message(role: str, csr: CsrSource, options: CertificateOptions) -> pb.S
         role=role,
         names=names_message(options),
         validity=validity_message(options),
-        request_id=_request_id(),
+        request_id=options.get("request_id") or new_request_id(),
     )
     if isinstance(csr, x509.CertificateSigningRequest):
         message.csr_der = csr.public_bytes(Encoding.DER)
@@ -268,7 +274,21 @@ def sign_message(role: str, csr: CsrSource, options: CertificateOptions) -> pb.S
     return message
 
 
-def _request_id() -> str:
+def jwt_svid_message(
+    role: str, audiences: Sequence[str], ttl: timedelta | None
+) -> pb.IssueJwtSvidRequest:
+    """The message of IssueJwtSvid.
+
+    Raises:
+        InvalidArgument: A single string where several audiences are expected.
+    """
+    message = pb.IssueJwtSvidRequest(role=role, audiences=_several("audiences", audiences))
+    if ttl is not None:
+        message.ttl.FromTimedelta(ttl)
+    return message
+
+
+def new_request_id() -> str:
     """192 random bits that make a retry of the message safe."""
     return secrets.token_urlsafe(24)
 
@@ -289,7 +309,8 @@ def timestamp(moment: datetime, field: str) -> Timestamp:
 def _several(field: str, values: Sequence[_T]) -> list[_T]:
     # A string is a sequence of strings: dns_names="a.example" would ask for nine names.
     if isinstance(values, str | bytes):
-        raise _refused(f"names.{field}", f"give a list, such as {field}=[{values!r}]")
+        name = field.removeprefix("names.")
+        raise _refused(field, f"give a list, such as {name}=[{values!r}]")
     return list(values)
 
 

@@ -32,12 +32,16 @@ from meshmint.revocation import RevocationReason
 __all__ = [
     "Chain",
     "IssuedCertificate",
+    "JwtSvid",
     "Outcome",
     "Revocation",
     "SignedCertificate",
     "Svid",
     "TrustBundle",
 ]
+
+NO_JWT_KEYS = '{"keys":[]}'
+"""A JWK set without keys: nobody is to be believed."""
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -201,6 +205,47 @@ class Outcome(Generic[Request, Result]):
 
 
 @dataclass(frozen=True)
+class JwtSvid:
+    """A JWT-SVID: whoever has the token is taken for the caller by its audiences.
+
+    Attributes:
+        token: The token itself, a JWS in compact serialisation. Not in the repr.
+        spiffe_id: The caller's SPIFFE ID, claim ``sub``.
+        audiences: Who is to accept it, claim ``aud``.
+        issued_at: When it was issued, UTC.
+        expires_at: When it expires, UTC.
+        role: The role that was used.
+        jwt_id: Its id in the service's audit log, claim ``jti``.
+        warnings: What was changed of what was asked for, for people.
+    """
+
+    token: str = field(repr=False)
+    spiffe_id: str
+    audiences: tuple[str, ...]
+    issued_at: datetime
+    expires_at: datetime
+    role: str
+    jwt_id: str
+    warnings: tuple[str, ...]
+
+    def expires_in(self, now: datetime | None = None) -> timedelta:
+        """What is left of the lifetime; negative once it is over."""
+        return self.expires_at - (now or datetime.now(UTC))
+
+    def write_file(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the token into one file that only its owner can read, atomically.
+
+        The directory is made if it is missing.
+
+        Raises:
+            OSError: It cannot be written; then the file is as it was.
+        """
+        target = Path(path)
+        (written,) = write_set(target.parent, {target.name: Content(self.token, is_private=True)})
+        return written
+
+
+@dataclass(frozen=True)
 class Chain:
     """An issuer's chain and the roots: what a verifier and a server need beside the leaf.
 
@@ -210,6 +255,7 @@ class Chain:
         trust_bundle_pem: The roots to trust.
         trust_domain: The trust domain, such as ``example.org``.
         not_after: When the issuer's certificate expires, UTC.
+        jwt_keys: The keys to trust for JWT-SVIDs: a JWK set, JSON.
     """
 
     issuer: str
@@ -217,6 +263,7 @@ class Chain:
     trust_bundle_pem: tuple[str, ...] = field(repr=False)
     trust_domain: str
     not_after: datetime
+    jwt_keys: str = field(default=NO_JWT_KEYS, repr=False)
 
     @cached_property
     def chain(self) -> tuple[x509.Certificate, ...]:
@@ -253,14 +300,15 @@ class Chain:
 
 @dataclass(frozen=True)
 class TrustBundle:
-    """The roots to trust in one trust domain; replaces every bundle before it.
+    """The roots and keys to trust in one trust domain; replaces every bundle before it.
 
     Attributes:
         trust_domain: The trust domain, such as ``example.org``.
         trust_bundle_pem: The roots: those in use, and those that will be.
-        sequence: Grows whenever the set of roots changes.
+        sequence: Grows whenever the set of roots or keys changes.
         refresh_hint: How often those should look again who do not watch but poll.
         federated_trust_domains: The other trust domains whose bundles can be watched.
+        jwt_keys: The keys to trust for JWT-SVIDs: a JWK set, JSON.
     """
 
     trust_domain: str
@@ -268,6 +316,7 @@ class TrustBundle:
     sequence: int
     refresh_hint: timedelta
     federated_trust_domains: tuple[str, ...] = ()
+    jwt_keys: str = field(default=NO_JWT_KEYS, repr=False)
 
     @cached_property
     def trust_bundle(self) -> tuple[x509.Certificate, ...]:

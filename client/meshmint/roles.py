@@ -88,6 +88,8 @@ def _json(field: FieldDescriptor, value: Any) -> Any:
         return value if isinstance(value, Mapping) else {"usages": _list(value)}
     if kind == pb.PolicyIdentifier.DESCRIPTOR.full_name:
         return [{"oid": item} if isinstance(item, str) else item for item in _list(value)]
+    if kind == pb.JwtSvidRules.DESCRIPTOR.full_name:
+        return _jwt_svid_json(value)
     if kind:
         return value
     if field.is_repeated:
@@ -103,6 +105,16 @@ def _json(field: FieldDescriptor, value: Any) -> Any:
             raise ValueError("the time has no zone: write it like 2030-01-31T00:00:00Z")
         return value.isoformat()
     return value
+
+
+def _jwt_svid_json(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError("it is not a mapping of fields to values")
+    fields = pb.JwtSvidRules.DESCRIPTOR.fields_by_name
+    unknown = [str(name) for name in value if name not in fields]
+    if unknown:
+        raise ValueError(f"it has no such field: {', '.join(unknown)}")
+    return {name: _json(fields[name], item) for name, item in value.items() if item is not None}
 
 
 def _duration_json(value: Any) -> str:

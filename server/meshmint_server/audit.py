@@ -121,6 +121,33 @@ class AuditLog:
             not_after=utc_text(not_after),
         )
 
+    def jwt_svid_granted(
+        self,
+        origin: Origin,
+        *,
+        caller: str,
+        authenticator: str,
+        role: str,
+        spiffe_id: str,
+        audiences: Sequence[str],
+        jwt_id: str,
+        key: str,
+        expires_at: datetime,
+    ) -> None:
+        """A JWT-SVID was signed and is about to be handed out. The token itself is nowhere."""
+        self._log.info(
+            "JWT-SVID issued",
+            **_common(origin, "granted"),
+            caller=caller,
+            authenticator=authenticator,
+            role=role,
+            spiffe_id=spiffe_id,
+            audiences=list(audiences),
+            jti=jwt_id,
+            key=key,
+            expires_at=utc_text(expires_at),
+        )
+
     def repeated(
         self,
         origin: Origin,

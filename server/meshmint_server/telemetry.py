@@ -29,6 +29,7 @@ __all__ = [
     "CRL_THIS_UPDATE",
     "IN_FLIGHT",
     "ISSUER_EXPIRY",
+    "JWT_KEY_FAILURES",
     "LEADER",
     "OCSP_ANSWERS",
     "OCSP_CACHE_HITS",
@@ -162,6 +163,11 @@ OCSP_ANSWERS: Final = Counter(
 OCSP_CACHE_HITS: Final = Counter(
     "meshmint_ocsp_cache_hits_total",
     "OCSP answers that were there already.",
+)
+JWT_KEY_FAILURES: Final = Counter(
+    "meshmint_jwt_key_failures_total",
+    "Steps with a key for JWT-SVIDs that the service tried by itself and that failed, by step.",
+    ("step",),
 )
 LEADER: Final = Gauge(
     "meshmint_leader",

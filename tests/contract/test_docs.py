@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from meshmint.agent.config import AgentConfig
 from meshmint_server.cli.role_files import read_roles
 from meshmint_server.config import Config
 from support.reference_pages import ROOT, pages
@@ -36,6 +37,12 @@ def test_the_example_configuration_can_be_used() -> None:
 
     assert config.keys.pkcs11 is not None
     assert config.tls.mode == "own"
+
+
+def test_the_example_configuration_of_the_agent_can_be_used() -> None:
+    config = AgentConfig.load(ROOT / "deploy" / "agent.example.yaml")
+
+    assert [certificate.name for certificate in config.certificates] == ["own", "web"]
 
 
 def test_the_example_roles_can_be_used() -> None:

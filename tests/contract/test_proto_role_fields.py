@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meshmint.v1 import role_pb2
-from meshmint_server.policy import CallerMatcher, PolicyIdentifier, Role
+from meshmint_server.policy import CallerMatcher, JwtSvidRules, PolicyIdentifier, Role
 
 
 def test_the_policy_role_has_the_fields_of_the_api_role() -> None:
@@ -11,5 +11,6 @@ def test_the_policy_role_has_the_fields_of_the_api_role() -> None:
         (role_pb2.Role, Role),
         (role_pb2.CallerMatcher, CallerMatcher),
         (role_pb2.PolicyIdentifier, PolicyIdentifier),
+        (role_pb2.JwtSvidRules, JwtSvidRules),
     ):
         assert set(model.model_fields) == {field.name for field in message.DESCRIPTOR.fields}

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import grpc
+import jwt
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
@@ -108,6 +109,44 @@ def test_the_server_makes_the_key_only_when_told(
     (call,) = service.calls
     assert call.method == "Issue"
     assert call.request.key_algorithm == pb.KEY_ALGORITHM_EC_P384
+
+
+def test_jwt_svid_prints_the_token_and_nothing_else(
+    service: FakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["jwt-svid", "--audience", "https://a.example", "--audience", "b", "--ttl", "2m"]
+    assert main([*command, "--role", "api"]) == 0
+    out, err = capsys.readouterr()
+    claims = jwt.decode(out.strip(), options={"verify_signature": False})
+    assert claims["aud"] == ["https://a.example", "b"]
+    assert (out.count("\n"), err) == (1, "")
+    (call,) = service.calls
+    assert (call.request.role, call.request.ttl.seconds) == ("api", 120)
+    assert call.authorization == f"Bearer {TOKEN}"
+
+
+def test_jwt_svid_writes_a_file_for_its_owner_alone_and_shows_no_token(
+    service: FakeService, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run" / "token"
+    assert main(["jwt-svid", "--audience", "a", "--out", str(path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert jwt.decode(path.read_text(), options={"verify_signature": False})["aud"] == ["a"]
+    assert document["file"] == str(path)
+    assert "token" not in document
+    assert document["expires_at"].endswith("Z")
+    assert main(["jwt-svid", "--audience", "a", "--out", str(path)]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_jwt_svid_asks_for_nothing_where_the_token_could_not_be_written(
+    service: FakeService, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["jwt-svid", "--audience", "a", "--out", str(tmp_path)]) != 0
+    assert "directory" in capsys.readouterr().err
+    assert usage_status(["jwt-svid"]) == 2
+    assert service.calls == []
 
 
 def test_sign_takes_a_file_and_prints_no_key(

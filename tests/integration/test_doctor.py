@@ -665,3 +665,62 @@ def test_crls_are_looked_at(
     assert (found.level is Level.OK) == is_well
     assert bool(found.advice) != is_well
     assert {one.subject for one in findings} == {"crl of mesh-1"}
+
+
+# --- JWT-SVIDs -----------------------------------------------------------------------
+
+
+def test_keys_for_jwt_svids_are_looked_for_and_tried(patient: Patient) -> None:
+    patient.change_config(jwt_svid={"enabled": True})
+    ((level, subject, message),) = patient.bad(0)
+    assert (level, subject) == ("warning", "jwt_svid")
+    assert "No key signs" in message
+
+    done = subprocess.run(
+        [sys.executable, "-m", "meshmint_server.cli", "jwt-keys", "rotate", "--at-once",
+         "-c", patient.config_file],
+        env=patient.environment, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = patient.examine(0)
+    assert {one["level"] for one in found} == {"ok"}, found
+    (key,) = {one["subject"] for one in found if one["subject"].startswith("key of jwt-")}
+
+    patient.change_store("UPDATE jwt_keys SET key_uri = 'pkcs11:token=meshmint;object=gone'")
+    ((level, subject, message),) = patient.bad(1)
+    assert (level, subject) == ("error", key)
+    assert "gone" in message
+    advice = [one["advice"] for one in patient.examine(1) if one["subject"] == key]
+    assert "meshmintd jwt-keys rotate" in advice[0]
+
+
+def test_a_step_with_a_key_that_nobody_does_is_found(patient: Patient) -> None:
+    patient.change_config(jwt_svid={"enabled": True})
+    long_ago = int((datetime.now(UTC) - timedelta(days=40)).timestamp() * 1_000_000)
+    patient.change_store(
+        "INSERT INTO jwt_keys (key_id, state, key_uri, public_key, created_at, published_at,"
+        " activated_at) SELECT 'k', 'active', key_uri, public_key, ?, ?, ? FROM issuers",
+        long_ago, long_ago, long_ago,
+    )  # fmt: skip
+    ((level, subject, message),) = patient.bad(0)
+    assert (level, subject) == ("warning", "jwt_svid")
+    assert "prepare, has been due since" in message
+
+
+def test_roles_for_jwt_svids_that_are_off_and_tokens_without_end_are_doubtful(
+    patient: Patient,
+) -> None:
+    role = {**ROLE, "jwt_svid": {"audiences": ["https://api.example.org"]}}
+    patient.change_store("UPDATE roles SET document = ?", json.dumps(role))
+    ((level, subject, message),) = patient.bad(0)
+    assert (level, subject) == ("warning", "jwt_svid")
+    assert "workload" in message
+
+    own = {"kind": "jwt", "name": "own", "issuer": "https://jwt.example", "audiences": ["me"],
+           "jwks_file": str(patient.directory / "tokens-issuer" / "jwks.json")}  # fmt: skip
+    patient.change_config(
+        jwt_svid={"enabled": True, "issuer": "https://jwt.example"},
+        authenticators=[*patient.config["authenticators"], own],
+    )
+    messages = [message for _, subject, message in patient.bad(0) if subject == "jwt_svid"]
+    assert any("own JWT-SVIDs" in message and "without end" in message for message in messages)

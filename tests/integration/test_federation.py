@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 import urllib.request
@@ -10,14 +11,16 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from meshmint import AsyncClient, Client, NotFound
+from meshmint import AsyncClient, Client, JwtSvid, MeshmintError, NotFound
 from meshmint.v1 import certificate_service_pb2 as pb
 from meshmint_server.spiffe import TrustBundle, TrustDomain
+from support import jwt_verifier
 from support.service import Service, free_port, make_root, sign_intermediate
 
 HERE, THERE = "mesh.example", "other.example"
@@ -93,6 +96,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Se
         ],
     )
     there.change_config(
+        jwt_svid={"enabled": True},
         federation=[
             {
                 "trust_domain": HERE,
@@ -100,7 +104,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Se
                 "profile": "https_web",
                 "ca": str(here.ca_file),
             }
-        ]
+        ],
     )
     here.start()
     try:
@@ -136,6 +140,44 @@ def test_a_root_added_in_one_reaches_the_watchers_of_the_other(
             # Never merged: the own bundle is as it was.
             assert root not in next(client.watch_trust_bundle()).trust_bundle
             watch.close()
+
+
+def test_a_token_of_one_verifies_with_the_keys_that_the_other_hands_on(
+    pair: tuple[Service, Service], tmp_path: Path
+) -> None:
+    here, there = pair
+    role = there.put_role(
+        {"spiffe": "own", "key_type": "ec", "jwt_svid": {"audiences": ["https://here.example"]}}
+    )
+    with Client(there.address, token=there.token, root_certificates=there.ca_file) as client:
+        token = until_it_comes(lambda: client.issue_jwt_svid(["https://here.example"], role)).token
+    kid = jwt_verifier.header_of(token)["kid"]
+
+    def handed_on(trust_domain: str) -> dict[str, Any]:
+        with Client(here.address, root_certificates=here.ca_file) as client:
+            bundle = next(client.watch_trust_bundle(trust_domain))
+        keys: dict[str, Any] = json.loads(bundle.jwt_keys)
+        return keys
+
+    until(lambda: kid in json.dumps(handed_on(THERE)))
+    found = jwt_verifier.verify(
+        token, handed_on(THERE), "https://here.example", time.time(), tmp_path
+    )
+    assert found["sub"] == f"spiffe://{THERE}/ns/shop/sa/cart"
+    assert handed_on(HERE) == {"keys": []}  # never merged
+
+
+def until_it_comes(call: Callable[[], JwtSvid]) -> JwtSvid:
+    """What the call gives, once the first key signs."""
+    found: list[JwtSvid] = []
+
+    def comes() -> bool:
+        with contextlib.suppress(MeshmintError):
+            found.append(call())
+        return bool(found)
+
+    until(comes)
+    return found[0]
 
 
 async def test_async_client_watches_a_federated_bundle(pair: tuple[Service, Service]) -> None:

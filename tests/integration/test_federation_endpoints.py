@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import structlog
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from meshmint_server.authority import BundleFetcher, FederatedBundles, Federation, bundle_fetch
 from meshmint_server.authority.federation import forget_removed
 from meshmint_server.errors import Unavailable
-from meshmint_server.spiffe import SpiffeId, TrustBundle, TrustDomain
+from meshmint_server.spiffe import JwtKey, SpiffeId, TrustBundle, TrustDomain
 from meshmint_server.store import Store
 from support.bundle_endpoint import Behaviour, Endpoint, answer, leaf_of, tls_context
 from support.pki import Authority, make_root, pem
@@ -178,6 +179,17 @@ FOREIGN = make_root(
         )
     ]
 )
+
+
+def with_jwt_key(sequence: int, **changes: object) -> bytes:
+    """The bundle with a key for JWT-SVIDs, whose members are changed."""
+    members = json.loads(document(ROOT, sequence=sequence))
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    info = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    members["keys"].append({**JwtKey("k1", info).jwk("jwt-svid"), **changes})
+    return json.dumps(members).encode()
+
+
 WRONG_ANSWERS: dict[str, tuple[Behaviour, str]] = {
     "a byte now and then": (drip, "did not answer within"),
     "silence": (stay_silent, "did not answer within"),
@@ -205,6 +217,8 @@ WRONG_ANSWERS: dict[str, tuple[Behaviour, str]] = {
     "backwards": (answer(document(NEXT_ROOT, sequence=4)), "went backwards"),
     "no sequence any more": (answer(b'{"keys": []}'), "went backwards"),
     "the same sequence": (answer(document(NEXT_ROOT, sequence=5)), "other roots"),
+    "a key under the same sequence": (answer(with_jwt_key(5)), "other roots or keys"),
+    "a key without a kid": (answer(with_jwt_key(6, kid=None)), "no 'kid'"),
     "redirect to http": (redirect("http://127.0.0.1:1/"), "no https URL"),
     "redirect to a user": (redirect("https://me@127.0.0.1:1/"), "no https URL"),
     "redirect to nowhere": (redirect("https://["), "no https URL"),

@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 from meshmint_server.errors import InvalidRequest
-from meshmint_server.store import IssuerState, RoleRow, Store
-from support.rows import issuer_row, record_row
+from meshmint_server.store import IssuerState, JwtKeyRow, JwtKeyState, RoleRow, Store
+from support.rows import NOON, issuer_row, record_row
 
 
 @pytest.fixture
@@ -106,6 +107,41 @@ async def test_of_changes_of_issuers_at_one_revision_one_is_made(store: Store, o
     )
     assert sum(written) == 1
     assert await store.load_issuers() == (revision + 1, (rows[written.index(True)],))
+
+
+async def test_of_changes_of_issuers_and_keys_at_one_revision_one_is_made(
+    store: Store, other: Store
+):
+    revision, _ = await store.load_issuers()
+    key = JwtKeyRow("k", JwtKeyState.NEXT, "pkcs11:token=t", b"spki", NOON, published_at=NOON)
+    written = await asyncio.gather(
+        store.put_issuer(issuer_row(), at_revision=revision),
+        *(
+            (store if n % 2 else other).put_jwt_key(
+                replace(key, key_id=f"k{n}"), at_revision=revision
+            )
+            for n in range(5)
+        ),
+    )
+    assert sum(written) == 1
+    _, rows = await store.load_jwt_keys()
+    assert len(rows) == sum(written[1:])
+    assert await store.issuers_revision() == revision + 1
+
+
+async def test_a_key_comes_back_as_it_was_and_retires_the_one_before(store: Store):
+    times = {"published_at": NOON, "activated_at": NOON + timedelta(hours=1)}
+    one = JwtKeyRow("a", JwtKeyState.ACTIVE, "pkcs11:token=t", b"one", NOON, **times)
+    two = replace(one, key_id="b", created_at=NOON + timedelta(days=1), activated_at=later())
+    for row in (one, two):
+        assert await store.put_jwt_key(row, at_revision=await store.issuers_revision())
+    revision, rows = await store.load_jwt_keys()
+    assert revision == await store.issuers_revision()
+    assert rows == (replace(one, state=JwtKeyState.RETIRED, retired_at=later()), two)
+
+
+def later() -> datetime:
+    return NOON + timedelta(days=2)
 
 
 async def test_a_failure_is_noted_without_telling_every_worker(store: Store):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
+import jwt
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -185,6 +186,12 @@ class FakeService(pb_grpc.CertificateServiceServicer, admin_service_pb2_grpc.Adm
         """Says that the certificate is revoked."""
         return self._answer("Revoke", request, context, self.revoke)
 
+    def IssueJwtSvid(  # noqa: N802 - gRPC's name
+        self, request: pb.IssueJwtSvidRequest, context: grpc.ServicerContext
+    ) -> pb.IssueJwtSvidResponse:
+        """Makes a token."""
+        return self._answer("IssueJwtSvid", request, context, self.issue_jwt_svid)
+
     def GetChain(  # noqa: N802 - gRPC's name
         self, request: pb.GetChainRequest, context: grpc.ServicerContext
     ) -> pb.GetChainResponse:
@@ -256,6 +263,29 @@ class FakeService(pb_grpc.CertificateServiceServicer, admin_service_pb2_grpc.Adm
         """The right answer to Revoke of a serial number."""
         serial = f"{int(request.serial_number.replace(':', ''), 16):x}"
         return pb.RevokeResponse(serial_number=serial, reason=request.reason)
+
+    def issue_jwt_svid(
+        self,
+        request: pb.IssueJwtSvidRequest,
+        context: grpc.ServicerContext | None,
+        **claims: Any,
+    ) -> pb.IssueJwtSvidResponse:
+        """The right answer to IssueJwtSvid; other claims make it a wrong one."""
+        now = datetime.now(UTC).replace(microsecond=0)
+        expires_at = now + (request.ttl.ToTimedelta() or timedelta(minutes=5))
+        token = jwt.encode(
+            {"sub": OWN_SPIFFE_ID, "aud": list(request.audiences), "exp": expires_at, **claims},
+            self.authority.key,
+            algorithm="ES256",
+        )
+        return pb.IssueJwtSvidResponse(
+            token=token,
+            spiffe_id=OWN_SPIFFE_ID,
+            issued_at=now,
+            expires_at=expires_at,
+            role=request.role or "workload",
+            jwt_id="4f2c",
+        )
 
     def get_chain(
         self, request: pb.GetChainRequest, context: grpc.ServicerContext

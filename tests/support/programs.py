@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ __all__ = ["program"]
 _PACKAGES = {
     "cc": "a C compiler, such as the system packages gcc and libc6-dev",
     "certtool": "the system package gnutls-bin",
+    "nginx": "the system package nginx-light",
     "openssl": "the system package openssl",
     "pkcs11-tool": "the system package opensc",
     "softhsm2-util": "the system package softhsm2",
@@ -26,7 +28,9 @@ _PACKAGES = {
 def program(name: str) -> str:
     """The path of a program, looked for beside this Python and on the PATH."""
     beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
+    # Servers are where only administrators have their PATH.
+    places = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin"))
+    found = str(beside) if beside.exists() else shutil.which(name, path=places)
     if found is None:
         pytest.fail(f"{name} is missing: install {_PACKAGES[name]}, or run 'make test'")
     return found

@@ -1,4 +1,4 @@
-"""The reference pages that are made from the code: configuration, errors, RPCs.
+"""The reference pages that are made from the code: both configurations, errors, RPCs.
 
 Run as a program (`make docs`) it writes them; a test fails if they are not what
 it would write. What they say stands in docstrings and .proto comments, once.
@@ -12,11 +12,37 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from google.protobuf import descriptor_pb2
 from google.rpc import status_pb2
 from grpc_tools import protoc
+from meshmint.agent.config import (
+    AgentConfig,
+    AuthSettings,
+    CertificateSettings,
+    NamesSettings,
+    RenewalSettings,
+    ServerSettings,
+    TemplateSettings,
+    WindowSettings,
+)
+from meshmint.agent.config import LogSettings as AgentLogSettings
+from meshmint.agent.outputs.settings import (
+    CertificateFiles,
+    DerOutput,
+    FileSettings,
+    JavaFiles,
+    JavaOutput,
+    KeystoreFiles,
+    PasswordSource,
+    PemFiles,
+    PemOutput,
+    Pkcs12Output,
+    TemplateOutput,
+)
+from meshmint.agent.reactions.settings import CommandReaction, HttpReaction, SignalReaction
+from meshmint.agent.sockets import SocketSettings
 from meshmint_server import errors
 from meshmint_server.authn import JwtSettings, KubernetesSettings, Refusal
 from meshmint_server.config import (
@@ -26,6 +52,7 @@ from meshmint_server.config import (
     FederationSettings,
     HttpSettings,
     IstioSettings,
+    JwtSvidSettings,
     LinkerdSettings,
     LogSettings,
     OcspSettings,
@@ -52,7 +79,8 @@ _MADE = "<!-- Made from the code by `make docs`; do not edit. -->\n"
 def pages() -> dict[Path, str]:
     """Every page and its text."""
     return {
-        REFERENCE / "config.md": _config_page(),
+        REFERENCE / "config.md": _config_page(_CONFIG_INTRO, _SECTIONS),
+        REFERENCE / "agent.md": _config_page(_AGENT_INTRO, _AGENT_SECTIONS),
         REFERENCE / "errors.md": _errors_page(),
         REFERENCE / "rpcs.md": _rpcs_page(),
     }
@@ -88,6 +116,7 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`keys`", KeySettings),
     ("`rotation`", RotationSettings),
     ("`rotation.upstream`", UpstreamSettings),
+    ("`jwt_svid`", JwtSvidSettings),
     ("`authenticators`, kind `kubernetes`", KubernetesSettings),
     ("`authenticators`, kind `jwt`", JwtSettings),
     ("`istio`", IstioSettings),
@@ -101,28 +130,76 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
 _PLAIN = {
     "kind": "Says which kind it is.",
     "listen": "Address, `host:port`.",
+    "files": "Which files there are, and what they are called: see below.",
+    "keystore": "The private key, the certificate and its chain.",
     "format": "`json`, one object a line; or `console`, for people.",
     "level": "`debug`, `info`, `warning` or `error`.",
 }
 
 
-def _config_page() -> str:
-    parts = [_MADE, _CONFIG_INTRO]
-    for title, model in _SECTIONS:
+_AGENT_INTRO = """\
+# Configuration of the agent
+
+One YAML file, given to `meshmint agent` with `-c`. `meshmint agent -c FILE --check` looks at it and
+at all that it refers to. Unknown fields, keys that stand twice and aliases are refused. It never
+holds a secret, only where one is. SIGHUP has a running agent read it again; `state_dir` and
+`health` need a restart.
+
+[deploy/agent.example.yaml](../../deploy/agent.example.yaml) is a whole file to begin with, and
+[the guide](../guide/agent.md) says how the agent behaves. Durations are seconds, or text such as
+`30s`, `15m`, `72h`, `1h30m`, `7d`. Permissions are octal digits in quotes.
+"""
+
+_AGENT_SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
+    ("The file", AgentConfig),
+    ("`server`", ServerSettings),
+    ("`auth`", AuthSettings),
+    ("`certificates[]`", CertificateSettings),
+    ("`certificates[].names`", NamesSettings),
+    ("`certificates[].renewal`", RenewalSettings),
+    ("`certificates[].renewal.window`", WindowSettings),
+    ("`certificates[].outputs[]`, format `pem`", PemOutput),
+    ("`files` of format `pem`", PemFiles),
+    ("`certificates[].outputs[]`, format `der`", DerOutput),
+    ("`files` of format `der`", CertificateFiles),
+    ("`certificates[].outputs[]`, format `pkcs12`", Pkcs12Output),
+    ("`files` of format `pkcs12`", KeystoreFiles),
+    ("`certificates[].outputs[]`, format `java`", JavaOutput),
+    ("`files` of format `java`", JavaFiles),
+    ("One of `files`", FileSettings),
+    ("`password`", PasswordSource),
+    ("`certificates[].outputs[]`, format `template`", TemplateOutput),
+    ("`templates[]`", TemplateSettings),
+    ("`after_change[]` with `command`", CommandReaction),
+    ("`after_change[]` with `signal`", SignalReaction),
+    ("`after_change[]` with `http`", HttpReaction),
+    ("`sockets[]`", SocketSettings),
+    ("`log`", AgentLogSettings),
+)
+
+
+def _config_page(intro: str, sections: tuple[tuple[str, type[BaseModel]], ...]) -> str:
+    parts = [_MADE, intro]
+    for title, model in sections:
         parts.append(f"\n## {title}\n\n{_summary(model)}\n\n| field | default | |\n|---|---|---|\n")
         meanings = _attributes(model)
         for name, field in model.model_fields.items():
             default = (
                 "required"
                 if field.is_required()
-                else _shown(field.get_default(call_default_factory=True))
+                else _shown(field.get_default(call_default_factory=True), name)
             )
-            meaning = meanings.get(name) or _PLAIN[name]
+            says_kind = len(get_args(field.annotation)) == 1 and name == "format"
+            meaning = meanings.get(name) or (_PLAIN["kind"] if says_kind else _PLAIN[name])
             parts.append(f"| `{name}` | {default} | {_cell(meaning)} |\n")
     return "".join(parts)
 
 
-def _shown(value: object) -> str:
+def _shown(value: object, name: str) -> str:
+    if isinstance(value, int) and name.endswith("mode"):
+        return f'`"{value:04o}"`'
+    if isinstance(value, str) and name.endswith("mode") and value.isdecimal():
+        return f'`"{value}"`'
     if value is None or value in ("", {}):
         return "none"
     if isinstance(value, BaseModel):
@@ -138,7 +215,7 @@ def _shown(value: object) -> str:
 
 
 def _summary(model: type[object]) -> str:
-    text = inspect.cleandoc(model.__doc__ or "").partition("\nAttributes:")[0].strip()
+    text = re.split(r"(?:^|\n)Attributes:", inspect.cleandoc(model.__doc__ or ""))[0].strip()
     return _prose(text)
 
 
@@ -147,8 +224,9 @@ def _attributes(model: type[object]) -> dict[str, str]:
     found: dict[str, str] = {}
     for cls in reversed(model.__mro__):
         section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
-        for match in re.finditer(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE):
-            found[match[1]] = " ".join(match[2].split())
+        pattern = r"^( {0,4})(\w+): (.*(?:\n\1 {4}.*)*)"
+        for match in re.finditer(pattern, section, re.MULTILINE):
+            found[match[2]] = " ".join(match[3].split())
     return found
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
-from meshmint_server.spiffe import InvalidBundle, TrustBundle, TrustDomain, parse_bundle
+from meshmint_server.spiffe import InvalidBundle, JwtKey, TrustBundle, TrustDomain, parse_bundle
 from support.pki import extension, make_root
 
 OTHER = TrustDomain("other.example")
@@ -38,6 +40,7 @@ def with_uri(uri: str) -> x509.Certificate:
 ROOT = make_root().certificate
 SECOND = make_root().certificate
 (ENTRY,) = document(ROOT)["keys"]
+KEY = ec.generate_private_key(ec.SECP256R1()).public_key()
 
 
 def test_what_our_own_endpoint_serves_is_read_back() -> None:
@@ -64,6 +67,87 @@ def test_no_keys_at_all_trust_nobody_and_are_no_mistake() -> None:
 )
 def test_entries_for_others_are_ignored(entry: dict[str, Any]) -> None:
     assert parse({"keys": [entry, ENTRY]}).roots == (ROOT.public_bytes(Encoding.DER),)
+
+
+def jwk(key: Any = None, **members: Any) -> dict[str, Any]:
+    """An entry for JWT-SVIDs, as our own endpoint would serve it, changed; None takes one out."""
+    key = key or KEY
+    info = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    changed = {**JwtKey("k1", info).jwk("jwt-svid"), **members}
+    return {name: value for name, value in changed.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ec.generate_private_key(ec.SECP256R1()),
+        lambda: ec.generate_private_key(ec.SECP384R1()),
+        lambda: ec.generate_private_key(ec.SECP521R1()),
+        lambda: rsa.generate_private_key(65537, 2048),
+    ],
+)
+def test_keys_for_jwt_svids_are_read_and_handed_on_as_they_were(make: Callable[[], Any]) -> None:
+    entry = jwk(make().public_key())
+    read = parse({"keys": [ENTRY, {**entry, "alg": "x", "key_ops": ["verify"]}, entry]})
+
+    bundle = TrustBundle(OTHER, read.roots, 1, timedelta(minutes=5), read.jwt_keys)
+    assert json.loads(bundle.jwt_key_set) == {"keys": [entry]}
+    assert json.loads(bundle.document)["keys"] == [ENTRY, entry]
+    assert parse_bundle(bundle.document, OTHER).jwt_keys == read.jwt_keys
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"crv": "secp256k1"},
+        {"kty": "OKP", "crv": "Ed25519"},
+        {"kty": "AKP"},
+        {"kty": None},
+        {"crv": ["P-256"]},
+    ],
+)
+def test_kinds_of_keys_that_are_not_known_are_ignored(entry: dict[str, Any]) -> None:
+    assert parse({"keys": [jwk(**entry), jwk()]}).jwt_keys == parse({"keys": [jwk()]}).jwt_keys
+    assert parse({"keys": [jwk(**entry)]}).jwt_keys == ()
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"kid": None},
+        {"kid": ""},
+        {"kid": 7},
+        {"kid": "a\n"},
+        {"kid": "x" * 256},
+        {"x": None},
+        {"x": "AA"},
+        {"x": "A" * 42 + "="},
+        {"x": "+" * 43},
+        {"x": "A" * 43},  # not on the curve
+        {"x": 3},
+        {"y": "A" * 100_000},
+        {"d": "AAAA"},
+        {"crv": "P-384"},
+        {"kty": "RSA", "n": "AQAB", "e": "AQAB"},
+        {"kty": "RSA", "n": "A" * 342, "e": "AQAB"},
+        {"kty": "RSA", "n": "_" * 170 + "8", "e": "AQAB"},  # 1024 bits
+        {"kty": "RSA", "n": "_" * 342, "e": None},
+        {"kty": "RSA", "n": "_" * 342, "e": "AQAAAAAB"},
+        {"kty": "RSA", "n": "_" * 342, "e": "AQ"},
+        {"kty": "RSA", "n": "_" * 2000, "e": "AQAB"},
+    ],
+)
+def test_a_key_for_jwt_svids_that_cannot_be_used_makes_all_of_it_wrong(
+    members: dict[str, Any],
+) -> None:
+    with pytest.raises(InvalidBundle):
+        parse({"keys": [ENTRY, jwk(**members)]})
+
+
+def test_two_keys_for_jwt_svids_never_share_a_kid() -> None:
+    other = ec.generate_private_key(ec.SECP256R1()).public_key()
+    with pytest.raises(InvalidBundle, match="same 'kid'"):
+        parse({"keys": [jwk(), jwk(other)]})
 
 
 def test_of_several_certificates_the_first_counts_and_a_root_stands_once() -> None:

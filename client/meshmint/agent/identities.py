@@ -67,7 +67,7 @@ class Picture:
     """
 
     identities: tuple[Identity, ...] = ()
-    bundles: Mapping[str, Bundle] = MappingProxyType({})
+    bundles: Mapping[str, Bundle] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class Identities:

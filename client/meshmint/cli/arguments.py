@@ -13,8 +13,10 @@ from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
+from meshmint.cli.agent import add_agent, check_agent
 from meshmint.cli.errors import USAGE
 from meshmint.cli.issuers import add_rotation, check_rotation
+from meshmint.cli.jwt_svid import add_jwt_svid
 from meshmint.cli.records import add_record_filter, record_filter
 from meshmint.keys import KEY_ALGORITHMS
 from meshmint.revocation import REVOCATION_REASONS
@@ -41,10 +43,22 @@ examples:
   meshmint issue --out /run/svid        an X509-SVID, its key made here
   meshmint sign request.csr > cert.pem  a certificate for your own key
   meshmint chain --out /etc/mesh        the issuer's chain and the roots
+  meshmint jwt-svid --audience https://api.example.org
   meshmint revoke --certificate cert.pem --key key.pem --reason key-compromise
   meshmint inspect /run/svid/cert.pem   what is in a certificate
   meshmint records --role web           what was issued (for operators)
   meshmint issuers                      who signs, and what comes next (for operators)
+  meshmint agent -c agent.yaml          gets certificates, renews them, hands them to programs
+""",
+    "agent": """\
+examples:
+  meshmint agent -c agent.yaml --check
+  meshmint agent -c agent.yaml --once
+  meshmint agent -c agent.yaml
+  meshmint agent status -c agent.yaml
+
+It runs until SIGTERM; SIGHUP has it read its configuration again. docs/guide/agent.md in
+the source has the whole of it. It needs pip install 'meshmint[agent]'.
 """,
     "issue": """\
 examples:
@@ -64,6 +78,14 @@ examples:
 examples:
   meshmint chain --only bundle > roots.pem
   meshmint chain --out /etc/mesh
+""",
+    "jwt-svid": """\
+examples:
+  meshmint jwt-svid --audience https://api.example.org
+  meshmint jwt-svid --audience spiffe://example.org/ns/shop/sa/db --ttl 2m --out /run/svid/jwt
+
+Whoever has the token is taken for you by its audiences until it expires: keep it out of
+logs, and give each audience a token of its own.
 """,
     "revoke": """\
 examples:
@@ -174,6 +196,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     _add_connection(chain)
     _add_output(chain, "chain.pem and bundle.pem")
 
+    jwt_svid = command("jwt-svid", "get a JWT-SVID, a token that says who you are")
+    _add_connection(jwt_svid)
+    add_jwt_svid(jwt_svid, _duration)
+
     revoke = command("revoke", "revoke a certificate, for good")
     target = revoke.add_mutually_exclusive_group(required=True)
     target.add_argument("--serial", metavar="NUMBER", help="its serial number, hexadecimal")
@@ -221,8 +247,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_rotation(rotate)
     _add_connection(rotate)
 
+    agent = command("agent", "get certificates, renew them, and hand them to programs")
+    add_agent(agent)
+
     parsed = parser.parse_args(arguments)
-    if parsed.command != "inspect" and not parsed.server:
+    if parsed.command not in ("inspect", "agent") and not parsed.server:
         parser.error("no server is given: use --server HOST:PORT or set MESHMINT_SERVER")
     if parsed.command == "chain" and parsed.only and (parsed.out or parsed.json):
         parser.error("--only is for printing PEM, without --out and --json")
@@ -231,6 +260,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if parsed.command == "revoke" and parsed.key and not parsed.certificate:
         parser.error("--key proves the possession of a --certificate")
     if parsed.command == "rotate" and (fault := check_rotation(parsed)):
+        parser.error(fault)
+    if parsed.command == "agent" and (fault := check_agent(parsed)):
         parser.error(fault)
     return parsed
 

@@ -23,8 +23,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from meshmint.admin import AdminClient, AdminOptions
 from meshmint.admin_operations import Record
 from meshmint.cli import issuers, records
+from meshmint.cli.agent import run_agent
 from meshmint.cli.errors import DONE, NOT_VERIFIED
 from meshmint.cli.inspection import inspect_certificate
+from meshmint.cli.jwt_svid import check_jwt_svid, print_jwt_svid, request_jwt_svid
 from meshmint.cli.view import Row, inspection_rows, write_columns, write_table
 from meshmint.client import Client
 from meshmint.errors import AnswerRefused, ConfigurationError
@@ -53,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
             return _sign(arguments)
         case "chain":
             return _chain(arguments)
+        case "jwt-svid":
+            return _jwt_svid(arguments)
         case "records":
             return _records(arguments)
         case "issuers":
@@ -61,6 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
             return _rotate(arguments)
         case "revoke":
             return _revoke(arguments)
+        case "agent":
+            return run_agent(arguments)
         case _:
             return _inspect(arguments)
 
@@ -101,6 +107,7 @@ def _chain(arguments: argparse.Namespace) -> int:
             "not_after": _rfc3339(chain.not_after),
             "chain": chain.chain_pem,
             "trust_bundle": chain.trust_bundle_pem,
+            "jwt_keys": json.loads(chain.jwt_keys),
         }
         _print_json(document, files)
         return DONE
@@ -110,6 +117,14 @@ def _chain(arguments: argparse.Namespace) -> int:
             _print_pem(chain.chain_pem)
         if arguments.only != "chain":
             _print_pem(chain.trust_bundle_pem)
+    return DONE
+
+
+def _jwt_svid(arguments: argparse.Namespace) -> int:
+    check_jwt_svid(arguments)
+    with _client(arguments) as client:
+        svid = request_jwt_svid(client, arguments)
+    print_jwt_svid(svid, arguments)
     return DONE
 
 

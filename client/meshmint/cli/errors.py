@@ -20,7 +20,17 @@ from meshmint.errors import (
     Unavailable,
 )
 
-__all__ = ["DONE", "FAILED", "INTERRUPTED", "NOT_VERIFIED", "REFUSED", "UNAVAILABLE", "USAGE"]
+__all__ = [
+    "DONE",
+    "FAILED",
+    "INTERRUPTED",
+    "NOT_VERIFIED",
+    "REFUSED",
+    "UNAVAILABLE",
+    "USAGE",
+    "explain",
+    "status_of",
+]
 
 DONE = 0
 FAILED = 1
@@ -70,4 +80,9 @@ def explain(error: MeshmintError, stream: TextIO) -> int:
         hint = f"try again in {error.retry_after:g} s"
     if hint:
         print(f"hint: {hint}", file=stream)
+    return status_of(error)
+
+
+def status_of(error: MeshmintError) -> int:
+    """The exit status of an error."""
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), FAILED)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TextIO
 
 from meshmint.cli.inspection import Inspection
+from meshmint.spans import span
 
 __all__ = ["Row", "inspection_rows", "write_columns", "write_table"]
 
@@ -73,19 +74,6 @@ def inspection_rows(found: Inspection, now: datetime) -> list[Row]:
         ("Time left", [bar], colour),
         ("SHA-256", [found.fingerprint_sha256], "dim"),
     ]
-
-
-def span(length: timedelta) -> str:
-    """A length of time with its two largest units, such as ``2h 5m``."""
-    seconds = int(abs(length.total_seconds()))
-    parts: list[str] = []
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s")):
-        count, seconds = divmod(seconds, size)
-        if count or (unit == "s" and not parts):
-            parts.append(f"{count}{unit}")
-        elif parts:
-            break
-    return " ".join(parts[:2])
 
 
 def _validity_bar(start: datetime, end: datetime, now: datetime) -> tuple[str, str]:

@@ -714,6 +714,100 @@ class SignStreamResponse(_message.Message):
 Global___SignStreamResponse: _TypeAlias = SignStreamResponse  # noqa: Y015
 
 @_typing.final
+class IssueJwtSvidRequest(_message.Message):
+    """Asks for a JWT-SVID of the caller's own SPIFFE ID."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    AUDIENCES_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """Name of the role. May be empty when exactly one of the roles that fit the
+    caller allows JWT-SVIDs.
+    """
+    @_builtins.property
+    def audiences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Who is to accept the token: at least one, at most 16, each allowed by the role.
+        One is best: whoever gets a token can show it to its other audiences.
+        """
+
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """Lifetime. Unset: the role's. Over the role's maximum it is shortened with a
+        warning, or refused if the role says so.
+        """
+
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        audiences: _abc.Iterable[_builtins.str] | None = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audiences", b"audiences", "role", b"role", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IssueJwtSvidRequest: _TypeAlias = IssueJwtSvidRequest  # noqa: Y015
+
+@_typing.final
+class IssueJwtSvidResponse(_message.Message):
+    """A JWT-SVID."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    JWT_ID_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The token, a JWS in compact serialisation, signed with ES256. Whoever has it is
+    taken for the caller: keep it out of logs and command lines.
+    """
+    spiffe_id: _builtins.str
+    """The SPIFFE ID, claim "sub"."""
+    role: _builtins.str
+    """The role that was used."""
+    jwt_id: _builtins.str
+    """Its id, claim "jti", by which the service's audit log knows it."""
+    @_builtins.property
+    def issued_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was issued, claim "iat"."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When it expires, claim "exp"."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What was changed of what was asked for, for people to read."""
+
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        spiffe_id: _builtins.str = ...,
+        issued_at: _timestamp_pb2.Timestamp | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        role: _builtins.str = ...,
+        jwt_id: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "issued_at", b"issued_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "issued_at", b"issued_at", "jwt_id", b"jwt_id", "role", b"role", "spiffe_id", b"spiffe_id", "token", b"token", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IssueJwtSvidResponse: _TypeAlias = IssueJwtSvidResponse  # noqa: Y015
+
+@_typing.final
 class GetChainRequest(_message.Message):
     """Asks for a chain."""
 
@@ -746,10 +840,13 @@ class GetChainResponse(_message.Message):
     TRUST_BUNDLE_FIELD_NUMBER: _builtins.int
     TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
     NOT_AFTER_FIELD_NUMBER: _builtins.int
+    JWT_KEYS_FIELD_NUMBER: _builtins.int
     issuer: _builtins.str
     """Name of the issuer."""
     trust_domain: _builtins.str
     """The trust domain, such as "example.org"."""
+    jwt_keys: _builtins.str
+    """The keys to trust for JWT-SVIDs, as in WatchTrustBundleResponse."""
     @_builtins.property
     def chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The issuer's certificate first, then upwards, root left out; PEM each."""
@@ -770,10 +867,11 @@ class GetChainResponse(_message.Message):
         trust_bundle: _abc.Iterable[_builtins.str] | None = ...,
         trust_domain: _builtins.str = ...,
         not_after: _timestamp_pb2.Timestamp | None = ...,
+        jwt_keys: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "issuer", b"issuer", "not_after", b"not_after", "trust_bundle", b"trust_bundle", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "issuer", b"issuer", "jwt_keys", b"jwt_keys", "not_after", b"not_after", "trust_bundle", b"trust_bundle", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -805,8 +903,8 @@ Global___WatchTrustBundleRequest: _TypeAlias = WatchTrustBundleRequest  # noqa: 
 
 @_typing.final
 class WatchTrustBundleResponse(_message.Message):
-    """A whole trust bundle. It replaces the one before: roots that are gone from it
-    are not to be trusted any more.
+    """A whole trust bundle. It replaces the one before: roots and keys that are gone
+    from it are not to be trusted any more.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -816,11 +914,17 @@ class WatchTrustBundleResponse(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     REFRESH_HINT_FIELD_NUMBER: _builtins.int
     FEDERATED_TRUST_DOMAINS_FIELD_NUMBER: _builtins.int
+    JWT_KEYS_FIELD_NUMBER: _builtins.int
     trust_domain: _builtins.str
     """The trust domain, such as "example.org"."""
     sequence: _builtins.int
-    """Grows whenever the set of roots changes, and is the same on every server.
+    """Grows whenever the set of roots or keys changes, and is the same on every server.
     A bundle with a lower number than one seen before is out of date.
+    """
+    jwt_keys: _builtins.str
+    """The keys to trust for JWT-SVIDs: a JWK set (RFC 7517), JSON, of keys with "kid"
+    and the use "jwt-svid" only: those in use, and those that will be. Without keys
+    it is {"keys":[]}, and empty from a server that knows of no JWT-SVIDs.
     """
     @_builtins.property
     def trust_bundle(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -842,10 +946,11 @@ class WatchTrustBundleResponse(_message.Message):
         sequence: _builtins.int = ...,
         refresh_hint: _duration_pb2.Duration | None = ...,
         federated_trust_domains: _abc.Iterable[_builtins.str] | None = ...,
+        jwt_keys: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refresh_hint", b"refresh_hint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["federated_trust_domains", b"federated_trust_domains", "refresh_hint", b"refresh_hint", "sequence", b"sequence", "trust_bundle", b"trust_bundle", "trust_domain", b"trust_domain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["federated_trust_domains", b"federated_trust_domains", "jwt_keys", b"jwt_keys", "refresh_hint", b"refresh_hint", "sequence", b"sequence", "trust_bundle", b"trust_bundle", "trust_domain", b"trust_domain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

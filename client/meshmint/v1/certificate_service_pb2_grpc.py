@@ -28,9 +28,9 @@ if _version_not_supported:
 class CertificateServiceStub:
     """Issues X.509 certificates to authenticated callers.
 
-    Issue, Sign, and Revoke without a proof of possession need a credential in the
-    metadata `authorization: Bearer <token>`; GetChain and WatchTrustBundle need
-    none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
+    Issue, Sign, IssueJwtSvid, and Revoke without a proof of possession need a
+    credential in the metadata `authorization: Bearer <token>`; GetChain and
+    WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
     every violation at once, and RetryInfo where a retry makes sense.
     """
 
@@ -60,6 +60,11 @@ class CertificateServiceStub:
                 request_serializer=meshmint_dot_v1_dot_certificate__service__pb2.SignStreamRequest.SerializeToString,
                 response_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.SignStreamResponse.FromString,
                 _registered_method=True)
+        self.IssueJwtSvid = channel.unary_unary(
+                '/meshmint.v1.CertificateService/IssueJwtSvid',
+                request_serializer=meshmint_dot_v1_dot_certificate__service__pb2.IssueJwtSvidRequest.SerializeToString,
+                response_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.IssueJwtSvidResponse.FromString,
+                _registered_method=True)
         self.GetChain = channel.unary_unary(
                 '/meshmint.v1.CertificateService/GetChain',
                 request_serializer=meshmint_dot_v1_dot_certificate__service__pb2.GetChainRequest.SerializeToString,
@@ -80,9 +85,9 @@ class CertificateServiceStub:
 class CertificateServiceServicer:
     """Issues X.509 certificates to authenticated callers.
 
-    Issue, Sign, and Revoke without a proof of possession need a credential in the
-    metadata `authorization: Bearer <token>`; GetChain and WatchTrustBundle need
-    none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
+    Issue, Sign, IssueJwtSvid, and Revoke without a proof of possession need a
+    credential in the metadata `authorization: Bearer <token>`; GetChain and
+    WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
     every violation at once, and RetryInfo where a retry makes sense.
     """
 
@@ -115,6 +120,15 @@ class CertificateServiceServicer:
 
     def SignStream(self, request_iterator, context):
         """Does what Sign does for many requests over one stream; see IssueStream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IssueJwtSvid(self, request, context):
+        """Issues a JWT-SVID (SPIFFE JWT-SVID standard): a token that says for a few
+        minutes, to the audiences named, that its bearer is the caller's own SPIFFE ID.
+        The keys that verify it are in the trust bundle, and in a JWK set over HTTP.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,6 +184,11 @@ def add_CertificateServiceServicer_to_server(servicer, server):
                     request_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.SignStreamRequest.FromString,
                     response_serializer=meshmint_dot_v1_dot_certificate__service__pb2.SignStreamResponse.SerializeToString,
             ),
+            'IssueJwtSvid': grpc.unary_unary_rpc_method_handler(
+                    servicer.IssueJwtSvid,
+                    request_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.IssueJwtSvidRequest.FromString,
+                    response_serializer=meshmint_dot_v1_dot_certificate__service__pb2.IssueJwtSvidResponse.SerializeToString,
+            ),
             'GetChain': grpc.unary_unary_rpc_method_handler(
                     servicer.GetChain,
                     request_deserializer=meshmint_dot_v1_dot_certificate__service__pb2.GetChainRequest.FromString,
@@ -196,9 +215,9 @@ def add_CertificateServiceServicer_to_server(servicer, server):
 class CertificateService:
     """Issues X.509 certificates to authenticated callers.
 
-    Issue, Sign, and Revoke without a proof of possession need a credential in the
-    metadata `authorization: Bearer <token>`; GetChain and WatchTrustBundle need
-    none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
+    Issue, Sign, IssueJwtSvid, and Revoke without a proof of possession need a
+    credential in the metadata `authorization: Bearer <token>`; GetChain and
+    WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
     every violation at once, and RetryInfo where a retry makes sense.
     """
 
@@ -300,6 +319,33 @@ class CertificateService:
             '/meshmint.v1.CertificateService/SignStream',
             meshmint_dot_v1_dot_certificate__service__pb2.SignStreamRequest.SerializeToString,
             meshmint_dot_v1_dot_certificate__service__pb2.SignStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IssueJwtSvid(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meshmint.v1.CertificateService/IssueJwtSvid',
+            meshmint_dot_v1_dot_certificate__service__pb2.IssueJwtSvidRequest.SerializeToString,
+            meshmint_dot_v1_dot_certificate__service__pb2.IssueJwtSvidResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,9 +33,9 @@ GRPC_VERSION: str
 class CertificateServiceStub:
     """Issues X.509 certificates to authenticated callers.
 
-    Issue, Sign, and Revoke without a proof of possession need a credential in the
-    metadata `authorization: Bearer <token>`; GetChain and WatchTrustBundle need
-    none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
+    Issue, Sign, IssueJwtSvid, and Revoke without a proof of possession need a
+    credential in the metadata `authorization: Bearer <token>`; GetChain and
+    WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
     every violation at once, and RetryInfo where a retry makes sense.
     """
 
@@ -60,6 +60,11 @@ class CertificateServiceStub:
     """
     SignStream: _grpc.StreamStreamMultiCallable[_certificate_service_pb2.SignStreamRequest, _certificate_service_pb2.SignStreamResponse]
     """Does what Sign does for many requests over one stream; see IssueStream."""
+    IssueJwtSvid: _grpc.UnaryUnaryMultiCallable[_certificate_service_pb2.IssueJwtSvidRequest, _certificate_service_pb2.IssueJwtSvidResponse]
+    """Issues a JWT-SVID (SPIFFE JWT-SVID standard): a token that says for a few
+    minutes, to the audiences named, that its bearer is the caller's own SPIFFE ID.
+    The keys that verify it are in the trust bundle, and in a JWK set over HTTP.
+    """
     GetChain: _grpc.UnaryUnaryMultiCallable[_certificate_service_pb2.GetChainRequest, _certificate_service_pb2.GetChainResponse]
     """Returns an issuer's chain and the trust bundle. Needs no credential."""
     WatchTrustBundle: _grpc.UnaryStreamMultiCallable[_certificate_service_pb2.WatchTrustBundleRequest, _certificate_service_pb2.WatchTrustBundleResponse]
@@ -79,9 +84,9 @@ class CertificateServiceStub:
 class CertificateServiceAsyncStub(CertificateServiceStub):
     """Issues X.509 certificates to authenticated callers.
 
-    Issue, Sign, and Revoke without a proof of possession need a credential in the
-    metadata `authorization: Bearer <token>`; GetChain and WatchTrustBundle need
-    none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
+    Issue, Sign, IssueJwtSvid, and Revoke without a proof of possession need a
+    credential in the metadata `authorization: Bearer <token>`; GetChain and
+    WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
     every violation at once, and RetryInfo where a retry makes sense.
     """
 
@@ -103,6 +108,11 @@ class CertificateServiceAsyncStub(CertificateServiceStub):
     """
     SignStream: _aio.StreamStreamMultiCallable[_certificate_service_pb2.SignStreamRequest, _certificate_service_pb2.SignStreamResponse]  # type: ignore[assignment]
     """Does what Sign does for many requests over one stream; see IssueStream."""
+    IssueJwtSvid: _aio.UnaryUnaryMultiCallable[_certificate_service_pb2.IssueJwtSvidRequest, _certificate_service_pb2.IssueJwtSvidResponse]  # type: ignore[assignment]
+    """Issues a JWT-SVID (SPIFFE JWT-SVID standard): a token that says for a few
+    minutes, to the audiences named, that its bearer is the caller's own SPIFFE ID.
+    The keys that verify it are in the trust bundle, and in a JWK set over HTTP.
+    """
     GetChain: _aio.UnaryUnaryMultiCallable[_certificate_service_pb2.GetChainRequest, _certificate_service_pb2.GetChainResponse]  # type: ignore[assignment]
     """Returns an issuer's chain and the trust bundle. Needs no credential."""
     WatchTrustBundle: _aio.UnaryStreamMultiCallable[_certificate_service_pb2.WatchTrustBundleRequest, _certificate_service_pb2.WatchTrustBundleResponse]  # type: ignore[assignment]
@@ -121,9 +131,9 @@ class CertificateServiceAsyncStub(CertificateServiceStub):
 class CertificateServiceServicer(metaclass=_abc_1.ABCMeta):
     """Issues X.509 certificates to authenticated callers.
 
-    Issue, Sign, and Revoke without a proof of possession need a credential in the
-    metadata `authorization: Bearer <token>`; GetChain and WatchTrustBundle need
-    none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
+    Issue, Sign, IssueJwtSvid, and Revoke without a proof of possession need a
+    credential in the metadata `authorization: Bearer <token>`; GetChain and
+    WatchTrustBundle need none. Errors carry google.rpc.ErrorInfo (domain "meshmint"), BadRequest with
     every violation at once, and RetryInfo where a retry makes sense.
     """
 
@@ -167,6 +177,17 @@ class CertificateServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_certificate_service_pb2.SignStreamResponse], _abc.AsyncIterator[_certificate_service_pb2.SignStreamResponse]]:
         """Does what Sign does for many requests over one stream; see IssueStream."""
+
+    @_abc_1.abstractmethod
+    def IssueJwtSvid(
+        self,
+        request: _certificate_service_pb2.IssueJwtSvidRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_certificate_service_pb2.IssueJwtSvidResponse, _abc.Awaitable[_certificate_service_pb2.IssueJwtSvidResponse]]:
+        """Issues a JWT-SVID (SPIFFE JWT-SVID standard): a token that says for a few
+        minutes, to the audiences named, that its bearer is the caller's own SPIFFE ID.
+        The keys that verify it are in the trust bundle, and in a JWK set over HTTP.
+        """
 
     @_abc_1.abstractmethod
     def GetChain(

@@ -20,7 +20,7 @@ from meshmint_server.authority import (
     Succession,
     UpstreamCommand,
 )
-from meshmint_server.config import Config
+from meshmint_server.config import REFRESHES, Config
 from meshmint_server.errors import MeshmintError
 from meshmint_server.keys import Keys
 from meshmint_server.store import Store
@@ -37,15 +37,13 @@ __all__ = [
 log = structlog.get_logger(__name__)
 
 _LOOK_SECONDS = 2.0
-# SPIFFE Federation section 3.3: three to five refresh hints.
-_REFRESHES = 5
 
 
 def rotation_rules(config: Config) -> RotationRules:
     """The thresholds of the configuration."""
     rotation = config.rotation
     return RotationRules(
-        publish_for=rotation.publish_for or _REFRESHES * config.bundle_endpoint.refresh_hint,
+        publish_for=rotation.publish_for or REFRESHES * config.bundle_endpoint.refresh_hint,
         longest_leaf=max(config.max_ttl, config.tls.lifetime),
         prepare_before=rotation.prepare_before,
         activate_before=rotation.activate_before,

@@ -25,6 +25,11 @@ import uvloop
 
 from meshmint_server import telemetry
 from meshmint_server.app.background import background, beat
+from meshmint_server.app.jwt_svids import (
+    build_jwt_key_rotator,
+    build_jwt_publication,
+    refresh_together,
+)
 from meshmint_server.app.openers import open_signing_process, open_store
 from meshmint_server.app.own_certificate import BundleEndpoint, LinkerdEntrance, grpc_credentials
 from meshmint_server.app.parent import end_with_supervisor
@@ -40,6 +45,7 @@ from meshmint_server.authority import (
     FederatedBundles,
     Federation,
     IssuerBook,
+    JwtKeyBook,
     Publication,
     TrustBundleFeed,
     forget_removed,
@@ -62,6 +68,7 @@ from meshmint_server.issuance import (
     Administrators,
     Admission,
     IssuerAdministration,
+    JwtSvids,
     Mint,
     Naming,
     ReadinessProbe,
@@ -145,6 +152,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
         roles = RoleBook(store)
         publication = Publication(config.publication.url, frozenset(config.publication.include))
         issuers = IssuerBook(store, keyring, config.trust_domain, publication)
+        jwt_keys = JwtKeyBook(store, keyring, on_change=issuers.wake)
         crls = CrlBook(store)
         federations = [one.build() for one in config.federation]
         federated = FederatedBundles(store, federations)
@@ -154,6 +162,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
             config.trust_domain,
             refresh_hint=config.bundle_endpoint.refresh_hint,
             limit=config.max_watchers,
+            jwt_keys=jwt_keys,
         )
         probe = ReadinessProbe(issuers, store)
         try:
@@ -174,6 +183,16 @@ async def _serve(config: Config, pipe: Connection) -> None:
             on_key_trouble=probe.doubt,
         )
         stack.callback(mint.close)
+        jwt_svids = JwtSvids(
+            roles=roles,
+            keys=jwt_keys,
+            bounds=bounds,
+            audit=audit,
+            admission=admission,
+            issuer=config.jwt_svid.issuer,
+            is_enabled=config.jwt_svid.enabled,
+            on_key_trouble=probe.doubt,
+        )
         admins = Administrators(config.admins)
         revoker = Revoker(admins=admins, store=store, issuers=issuers, audit=audit)
         responder = OcspResponder(
@@ -203,6 +222,8 @@ async def _serve(config: Config, pipe: Connection) -> None:
             revoker=revoker,
             issuers=issuers,
             bundles=bundles,
+            jwt_svids=jwt_svids,
+            jwt_keys=jwt_keys,
             trust_domain=config.trust_domain,
         )
         listener = GrpcListener(
@@ -221,11 +242,12 @@ async def _serve(config: Config, pipe: Connection) -> None:
         )
 
         await roles.refresh()
-        await issuers.refresh()
+        await refresh_together(issuers, jwt_keys)
         await succession.note_longest_leaf()
         await crls.refresh()
         start(roles.follow(REFRESH_SECONDS))
         start(_follow_issuers(issuers))
+        start(jwt_keys.follow(REFRESH_SECONDS))
         if federations:
             await federated.refresh()
             start(federated.follow(REFRESH_SECONDS))
@@ -237,6 +259,7 @@ async def _serve(config: Config, pipe: Connection) -> None:
         duties = [
             Duty("crl", publisher.run, CRL_SECONDS),
             Duty("rotation", rotator.run, ROTATION_SECONDS),
+            Duty("jwt-keys", build_jwt_key_rotator(config, store, keyring).run, ROTATION_SECONDS),
             Duty("names", Naming(store).run, NAMING_SECONDS),
             Duty("replies", partial(forget_expired_replies, store), REPLIES_SECONDS),
         ]
@@ -248,7 +271,13 @@ async def _serve(config: Config, pipe: Connection) -> None:
         start(Upkeep(store.leadership("upkeep"), duties).run())
         http = bind(config.http.listen.host, config.http.listen.port)
         application = build_http_api(
-            probe, issuers, bundles, crls, responder, crl_max_age=config.crl.delay
+            probe,
+            issuers,
+            bundles,
+            crls,
+            responder,
+            crl_max_age=config.crl.delay,
+            jwt=build_jwt_publication(config, jwt_keys),
         )
         await stack.enter_async_context(serve_http(application, http))
         start(_show_waiting(keyring, admission))

@@ -16,6 +16,16 @@ from meshmint_server.authority.federation import (
     read_bundle_file,
 )
 from meshmint_server.authority.issuers import Issuer, IssuerBook
+from meshmint_server.authority.jwt_key_book import JwtKeyBook, JwtSigningKey
+from meshmint_server.authority.jwt_key_rotator import JwtKeyRotator
+from meshmint_server.authority.jwt_key_succession import JwtKeySuccession
+from meshmint_server.authority.jwt_rotation import (
+    JwtKeyRules,
+    JwtKeys,
+    JwtKeyStep,
+    decide_keys,
+    known_from,
+)
 from meshmint_server.authority.locations import Locations, Publication
 from meshmint_server.authority.path import has_signed
 from meshmint_server.authority.rotation import Rotation, RotationRules, RotationStep, Term, decide
@@ -38,6 +48,13 @@ __all__ = [
     "Issuer",
     "IssuerBook",
     "IssuerDescription",
+    "JwtKeyBook",
+    "JwtKeyRotator",
+    "JwtKeyRules",
+    "JwtKeyStep",
+    "JwtKeySuccession",
+    "JwtKeys",
+    "JwtSigningKey",
     "Locations",
     "Publication",
     "PublishedCrl",
@@ -51,6 +68,7 @@ __all__ = [
     "UpstreamCommand",
     "create_csr",
     "decide",
+    "decide_keys",
     "describe",
     "describe_rotation",
     "examine_issuer",
@@ -58,6 +76,7 @@ __all__ = [
     "forget_removed",
     "has_signed",
     "import_chain",
+    "known_from",
     "read_bundle_file",
     "shard_of",
 ]

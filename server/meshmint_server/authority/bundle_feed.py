@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from meshmint_server import telemetry
 from meshmint_server.authority.federation import FederatedBundles
 from meshmint_server.authority.issuers import IssuerBook
+from meshmint_server.authority.jwt_key_book import JwtKeyBook
 from meshmint_server.errors import IssuerNotReady, NotFound, Overloaded, Unavailable
 from meshmint_server.spiffe import TrustBundle, TrustDomain
 
@@ -33,6 +34,7 @@ class TrustBundleFeed:
         trust_domain: The service's own.
         refresh_hint: What its bundle tells those who poll.
         limit: The most watchers at a time.
+        jwt_keys: The service's own keys for JWT-SVIDs; it wakes those who wait for `issuers`.
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class TrustBundleFeed:
         *,
         refresh_hint: timedelta,
         limit: int,
+        jwt_keys: JwtKeyBook | None = None,
     ) -> None:
         self._issuers = issuers
         self._federated = federated
         self._trust_domain = trust_domain
         self._refresh_hint = refresh_hint
         self._limit = limit
+        self._jwt_keys = jwt_keys
         self._watchers = 0
         self._is_closed = False
         self._bundle: TrustBundle | None = None
@@ -64,16 +68,27 @@ class TrustBundleFeed:
         Raises:
             IssuerNotReady: There is no root yet. An empty bundle would tell its readers
                 to trust nobody, which is not what a service without issuers knows.
+            Unavailable: Roots and keys were just changed, at the start of this worker.
         """
         sequence = self._issuers.revision
-        if self._bundle is None or self._bundle.sequence != sequence:
+        keys = self._jwt_keys
+        # Roots and keys are read one after the other, and one number stands for both: until
+        # they are of the same revision, what was told before stands.
+        is_whole = keys is None or keys.revision == sequence
+        if not is_whole and self._bundle is None:
+            raise Unavailable(
+                "The trust bundle is being read. Try again.", reason="BUNDLE_CHANGING"
+            )
+        if is_whole and (self._bundle is None or self._bundle.sequence != sequence):
             pems = [root for one in self._issuers.published() for root in one.roots_pem]
             self._bundle = TrustBundle(
                 self._trust_domain,
                 tuple(_der(pem) for pem in dict.fromkeys(pems)),
                 sequence,
                 self._refresh_hint,
+                () if keys is None else keys.published,
             )
+        assert self._bundle is not None  # noqa: S101 -- as it was, or just made
         if not self._bundle.roots:
             raise IssuerNotReady(
                 "There is no issuer yet, and so no trust bundle. An operator makes one with "
@@ -94,7 +109,7 @@ class TrustBundleFeed:
             Overloaded: There are as many watchers as there may be.
             IssuerNotReady: There is no root.
             Unavailable: The feed is closed: this worker is about to end. Or the bundle
-                was not fetched yet.
+                was not fetched yet, or is being read.
         """
         is_own = trust_domain in (None, self._trust_domain)
         if not is_own and trust_domain not in self._federated.trust_domains:

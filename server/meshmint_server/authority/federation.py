@@ -22,6 +22,7 @@ from meshmint_server.authority.bundle_fetch import FetchFailed, fetch_over_spiff
 from meshmint_server.errors import StoreUnavailable, Unavailable
 from meshmint_server.spiffe import (
     InvalidBundle,
+    JwtKey,
     ReceivedBundle,
     SpiffeId,
     TrustBundle,
@@ -153,12 +154,13 @@ class BundleFetcher:
             # Another replica was faster. Ours may be older than what it put: look again.
             _log.info("another worker has put a federated bundle meanwhile", trust_domain=name)
             return _SHORTEST
-        if before is None or set(before.roots) != set(bundle.roots):
+        if before is None or _contents(before) != _contents(bundle):
             _log.info(
                 "a federated bundle has changed",
                 trust_domain=name,
                 sequence=bundle.sequence,
                 roots=len(bundle.roots),
+                jwt_keys=len(bundle.jwt_keys),
             )
         return min(max(bundle.refresh_hint or _DEFAULT_HINT, _SHORTEST), _LONGEST)
 
@@ -185,7 +187,7 @@ class BundleFetcher:
 def _refuse_backwards(bundle: ReceivedBundle, before: ReceivedBundle) -> None:
     """Section 4.1.2: an older bundle may trust again what was taken back since.
 
-    And one number stands for one set of roots: of two, nobody knows which is newer.
+    And one number stands for one set of roots and keys: of two, nobody knows which is newer.
     """
     if before.sequence is None:
         return
@@ -194,10 +196,15 @@ def _refuse_backwards(bundle: ReceivedBundle, before: ReceivedBundle) -> None:
             f"its bundle went backwards: spiffe_sequence was {before.sequence} and is "
             f"{'missing' if bundle.sequence is None else bundle.sequence}"
         )
-    if bundle.sequence == before.sequence and set(bundle.roots) != set(before.roots):
+    if bundle.sequence == before.sequence and _contents(bundle) != _contents(before):
         raise FetchFailed(
-            f"its bundle has other roots under the same spiffe_sequence, {bundle.sequence}"
+            f"its bundle has other roots or keys under the same spiffe_sequence, {bundle.sequence}"
         )
+
+
+def _contents(bundle: ReceivedBundle) -> tuple[frozenset[bytes], frozenset[JwtKey]]:
+    """What it says to trust, in whatever order."""
+    return frozenset(bundle.roots), frozenset(bundle.jwt_keys)
 
 
 async def forget_removed(store: Store, federations: Sequence[Federation]) -> None:
@@ -292,6 +299,7 @@ def _same_or_new(
         received.roots,
         received.sequence or 0,
         received.refresh_hint or _DEFAULT_HINT,
+        received.jwt_keys,
     )
     return before if before is not None and before == bundle else bundle
 

@@ -20,20 +20,18 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from meshmint_server.authority.absent_key import AbsentKey
 from meshmint_server.authority.locations import Publication
 from meshmint_server.authority.sharding import shard_of
 from meshmint_server.errors import (
     InvalidRequest,
     IssuerNotReady,
     KeyUnavailable,
-    MeshmintError,
     StoreUnavailable,
 )
 from meshmint_server.keys import (
-    KeyAttributes,
     Keys,
     PublicKey,
-    SignatureAlgorithm,
     SigningKey,
     load_public_key,
     public_key_info,
@@ -178,7 +176,7 @@ class IssuerBook:
         for name, reason in complaints - self._complaints:
             _log.warning("authority.issuer_impaired", issuer=name, reason=reason)
         self._complaints = frozenset(complaints)
-        self._keys = {place: key for place, key in keys.items() if not isinstance(key, _AbsentKey)}
+        self._keys = {place: key for place, key in keys.items() if not isinstance(key, AbsentKey)}
         issuers = _with_trust_bundle(issuers)
         self._issuers = MappingProxyType(issuers)
         self._active = next(
@@ -192,7 +190,7 @@ class IssuerBook:
 
     @property
     def revision(self) -> int:
-        """Grows with every change of an issuer, and is the same on every replica."""
+        """Grows with every change of an issuer or key, and is the same on every replica."""
         return self._sequence
 
     @property
@@ -212,7 +210,7 @@ class IssuerBook:
         try:
             return await self._keyring.open(row.key_uri, row.public_key), None
         except (KeyUnavailable, InvalidRequest) as fault:
-            return _AbsentKey(row.key_uri, row.public_key), fault.reason
+            return AbsentKey(row.key_uri, row.public_key), fault.reason
 
     def active(self) -> Issuer:
         """The issuer that signs.
@@ -263,32 +261,6 @@ class IssuerBook:
     def published(self) -> tuple[Issuer, ...]:
         """All issuers with a certificate, by name."""
         return tuple(self._issuers.values())
-
-
-class _AbsentKey:
-    """Stands for a key that could not be opened: refuses to sign, until the next look."""
-
-    def __init__(self, uri: str, public_key: bytes) -> None:
-        self._uri = uri
-        self._public_key = public_key
-
-    @property
-    def uri(self) -> str:
-        return self._uri
-
-    @property
-    def public_key(self) -> PublicKey:
-        return load_public_key(self._public_key)
-
-    async def sign(self, data: bytes, algorithm: SignatureAlgorithm) -> bytes:
-        raise _no_answer()
-
-    async def attributes(self) -> KeyAttributes:
-        raise _no_answer()
-
-
-def _no_answer() -> MeshmintError:
-    return KeyUnavailable("The signing key does not answer at present. Retry.")
 
 
 def _with_trust_bundle(issuers: Mapping[str, Issuer]) -> dict[str, Issuer]:

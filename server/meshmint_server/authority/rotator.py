@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final, Protocol
 
 import structlog
@@ -22,7 +22,8 @@ from meshmint_server.authority.rotation import (
     may_go_from,
 )
 from meshmint_server.authority.rotation_words import describe_rotation
-from meshmint_server.authority.succession import LARGEST_DIFFERENCE, Succession
+from meshmint_server.authority.steadiness import Steadiness
+from meshmint_server.authority.succession import Succession
 from meshmint_server.errors import MeshmintError, StoreUnavailable
 from meshmint_server.store import IssuerRow, Store
 
@@ -32,9 +33,6 @@ log = structlog.get_logger(__name__)
 
 _FIRST_REST: Final = 1.0
 _LONGEST_REST: Final = 600.0
-# An issuer that goes does not come back, so a clock that jumps is not believed at once.
-_JUMP: Final = LARGEST_DIFFERENCE
-_SECONDS_AFTER_JUMP: Final = 600.0
 
 
 class Upstream(Protocol):
@@ -72,11 +70,10 @@ class Rotator:
         self._upstream = upstream
         self._clock = clock
         self._monotonic = monotonic
-        self._seen: tuple[datetime, float] | None = None
+        # An issuer that goes does not come back, so a clock that jumps is not believed at once.
+        self._steadiness = Steadiness(store, monotonic, "the rotation")
         self._rests_until = 0.0
         self._rest = 0.0
-        self._doubts_until = 0.0
-        self._ends_from = 0.0
         self._reported: tuple[object, ...] | None = None
         self._last_leaves: dict[str, datetime] = {}
 
@@ -87,14 +84,14 @@ class Rotator:
             StoreUnavailable: The database does not answer, or somebody else was first.
         """
         now = self._clock()
-        if not await self._can_believe(now):
+        if not await self._steadiness.can_believe(now):
             return
         revision, rows = await self._store.load_issuers()
         rotation = decide(rows, now, self._rules)
         self._report(rotation, now)
         if self._monotonic() >= self._rests_until and await self._step(rotation, revision, now):
             return  # what was read is past: the next run looks anew
-        if self._monotonic() >= self._ends_from:
+        if self._steadiness.may_end_things:
             await self._end_those_unused(rows, revision, now)
 
     async def _step(self, rotation: Rotation, revision: int, now: datetime) -> bool:
@@ -155,32 +152,6 @@ class Rotator:
                 await self._succession.remove(row.name, at_revision=revision)
                 log.info("nothing live chains to an issuer: it is gone", issuer=row.name)
                 return  # the next one at the next run, at the revision that it then has
-
-    async def _can_believe(self, now: datetime) -> bool:
-        """Whether the clock has moved steadily, and agrees with the database's."""
-        present = self._monotonic()
-        before, self._seen = self._seen, (now, present)
-        if before is not None:
-            jump = now - before[0] - timedelta(seconds=present - before[1])
-            if abs(jump) > _JUMP:
-                self._doubts_until = present + _SECONDS_AFTER_JUMP
-                log.warning(
-                    "the clock jumped: the rotation waits to see where it stays",
-                    seconds=round(jump.total_seconds()),
-                )
-        there = await self._store.clock()
-        if before is None and there is None:
-            # A machine may start with a clock that is only set by and by.
-            self._ends_from = present + _SECONDS_AFTER_JUMP
-        if there is not None and abs(there - now) > _JUMP:
-            if present >= self._doubts_until:  # once, and not at every look
-                log.warning(
-                    "the rotation waits: this clock and the database's differ",
-                    here=now.isoformat(),
-                    there=there.isoformat(),
-                )
-            self._doubts_until = present + _SECONDS_AFTER_JUMP
-        return present >= self._doubts_until
 
     def _report(self, rotation: Rotation, now: datetime) -> None:
         """Writes every change into the log once, as loud as it is urgent."""

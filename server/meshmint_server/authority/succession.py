@@ -7,8 +7,7 @@ of rules holds for all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timedelta
-from typing import Final
+from datetime import datetime
 
 from cryptography import x509
 
@@ -17,15 +16,13 @@ from meshmint_server.authority.locations import Locations
 from meshmint_server.authority.ocsp import RESPONDER_ROLE
 from meshmint_server.authority.rotation import Rotation, RotationRules, decide
 from meshmint_server.authority.states import activated, changed_meanwhile, gone
+from meshmint_server.authority.steadiness import agreed_time
 from meshmint_server.errors import NotFound, PreconditionFailed
 from meshmint_server.keys import KeyAlgorithmName, Keys, key_algorithm_of, load_public_key
 from meshmint_server.spiffe import TrustDomain
 from meshmint_server.store import IssuerRow, IssuerState, Store
 
-__all__ = ["LARGEST_DIFFERENCE", "Succession"]
-
-LARGEST_DIFFERENCE: Final = timedelta(minutes=1)
-"""Between two clocks that are believed."""
+__all__ = ["Succession"]
 
 
 class Succession:
@@ -144,7 +141,7 @@ class Succession:
             self._store,
             self._keyring,
             material,
-            now=await self._agreed_time(),
+            now=await agreed_time(self._store, self._clock()),
             trust_domain=self._trust_domain,
             rules=self._rules,
             name=name,
@@ -178,7 +175,9 @@ class Succession:
                 "become active: the next one, or a retired one once more.",
                 reason="ISSUER_NOT_NEXT",
             )
-        row = activated(row, rows, await self._agreed_time(), self._rules, at_once=at_once)
+        row = activated(
+            row, rows, await agreed_time(self._store, self._clock()), self._rules, at_once=at_once
+        )
         # A key is handed out only after it has signed: an issuer that cannot must not take over.
         await self._keyring.open(row.key_uri, row.public_key)
         if not await self._store.put_issuer(row, at_revision=revision):
@@ -216,26 +215,12 @@ class Succession:
         if row.retired_at is not None:
             # Responders answer for it until it goes, and so are no reason to stay.
             latest = await self.latest_leaf(name)
-        row = gone(row, latest, await self._agreed_time(), self._rules, at_once=at_once)
+        row = gone(
+            row, latest, await agreed_time(self._store, self._clock()), self._rules, at_once=at_once
+        )
         if not await self._store.put_issuer(row, at_revision=revision):
             raise changed_meanwhile()
         return row
-
-    async def _agreed_time(self) -> datetime:
-        """The present, as this machine and the database have it.
-
-        Operators may be on machines whose clocks nobody minds, and since when an issuer is
-        published or retired decides when everybody is held to know it, or not to need it.
-        """
-        now = self._clock()
-        there = await self._store.clock()
-        if there is not None and abs(there - now) > LARGEST_DIFFERENCE:
-            raise PreconditionFailed(
-                f"This machine's clock says {now:%Y-%m-%dT%H:%M:%SZ}, and the database's "
-                f"{there:%Y-%m-%dT%H:%M:%SZ}. Set the wrong one, and try again.",
-                reason="CLOCKS_DIFFER",
-            )
-        return now
 
     async def _load(self, at_revision: int | None) -> tuple[int, tuple[IssuerRow, ...]]:
         revision, rows = await self._store.load_issuers()

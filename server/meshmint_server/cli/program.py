@@ -21,6 +21,7 @@ from meshmint_server.cli.apply import apply
 from meshmint_server.cli.ca import ca
 from meshmint_server.cli.dev import dev
 from meshmint_server.cli.doctor import SHARED_IDENTITIES_ADVICE, doctor
+from meshmint_server.cli.jwt_keys import jwt_keys
 from meshmint_server.cli.terminal import Failure, out, show_failure
 from meshmint_server.config import Config, ConfigError
 from meshmint_server.errors import MeshmintError
@@ -89,6 +90,7 @@ program.command()(apply)
 program.command()(dev)
 program.command()(doctor)
 program.add_typer(ca, name="ca")
+program.add_typer(jwt_keys, name="jwt-keys")
 program.add_typer(config_commands, name="config")
 
 

@@ -31,6 +31,7 @@ from meshmint_server.config.fields import (
     parse_address,
     parse_trust_domain,
 )
+from meshmint_server.config.jwt_svid import JwtSvidSettings
 from meshmint_server.config.listeners import BundleEndpointSettings, HttpSettings, TlsSettings
 from meshmint_server.config.mesh import IstioSettings, LinkerdSettings
 from meshmint_server.config.ocsp import OcspSettings
@@ -42,7 +43,13 @@ from meshmint_server.policy import CallerMatcher
 from meshmint_server.spiffe import TrustDomain
 from meshmint_server.store import parse_store_url
 
-__all__ = ["Config", "ConfigError", "LogSettings"]
+__all__ = ["REFRESHES", "Config", "ConfigError", "LogSettings"]
+
+REFRESHES = 5
+"""For how many refresh hints what is new is published before it is used.
+
+SPIFFE Federation section 3.3: three to five.
+"""
 
 
 class ConfigError(Exception):
@@ -86,6 +93,7 @@ class Config(Section):
         tidy: How long expired records are kept there.
         keys: Where signing keys are.
         rotation: How issuers succeed each other.
+        jwt_svid: JWT-SVIDs, and the keys that sign them.
         authenticators: Who vouches for callers; at least one is needed to issue.
         istio: Istio's protocol, on the port of `listen`.
         linkerd: Linkerd's protocol.
@@ -117,6 +125,7 @@ class Config(Section):
     tidy: TidySettings = TidySettings()
     keys: KeySettings
     rotation: RotationSettings = RotationSettings()
+    jwt_svid: JwtSvidSettings = JwtSvidSettings()
     authenticators: Annotated[
         tuple[AuthenticatorSettings, ...], AfterValidator(_conflict_free)
     ] = ()
@@ -149,6 +158,12 @@ class Config(Section):
         self._check_meshes()
         if self.default_ttl > self.max_ttl:
             raise ValueError("default_ttl is longer than max_ttl")
+        if self.jwt_svid.enabled and self.jwt_svid.period < 2 * self.jwt_key_published_for:
+            raise ValueError(
+                "jwt_svid.period must be at least twice the time for which a key is published "
+                "before it signs: lengthen it, or shorten 'bundle_endpoint.refresh_hint' or "
+                "'jwt_svid.publish_for'"
+            )
         return self
 
     def _check_meshes(self) -> None:
@@ -171,6 +186,11 @@ class Config(Section):
                 "istio.node_accounts: service accounts need an authenticator of kind 'kubernetes' "
                 "in istio.authenticators"
             )
+
+    @property
+    def jwt_key_published_for(self) -> timedelta:
+        """How long a key for JWT-SVIDs is published before it signs."""
+        return self.jwt_svid.publish_for or REFRESHES * self.bundle_endpoint.refresh_hint
 
     @classmethod
     def load(cls, path: Path) -> Config:

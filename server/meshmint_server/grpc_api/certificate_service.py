@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 from meshmint.v1 import certificate_service_pb2 as pb
 from meshmint.v1.certificate_service_pb2_grpc import CertificateServiceServicer
 
-from meshmint_server.authority import IssuerBook, TrustBundleFeed
+from meshmint_server.authority import IssuerBook, JwtKeyBook, TrustBundleFeed
 from meshmint_server.grpc_api import translate
 from meshmint_server.grpc_api.edge import Call, Edge, rpc, streaming_rpc
 from meshmint_server.grpc_api.item_stream import Answer, Draining, ItemCall, ItemStream
-from meshmint_server.issuance import Issued, Mint, Revoker
-from meshmint_server.spiffe import TrustDomain
+from meshmint_server.issuance import Issued, JwtSvids, Mint, Revoker
+from meshmint_server.spiffe import TrustDomain, key_set
 
 __all__ = ["CertificateService"]
 
@@ -23,7 +23,7 @@ _Items = TypeVar("_Items", pb.IssueStreamResponse, pb.SignStreamResponse)
 
 
 class CertificateService(CertificateServiceServicer):
-    """Issue, Sign and their streams, Revoke, GetChain and WatchTrustBundle.
+    """Issue, Sign and their streams, IssueJwtSvid, Revoke, GetChain and WatchTrustBundle.
 
     Attributes:
         draining: To be begun when the server is about to stop.
@@ -37,6 +37,8 @@ class CertificateService(CertificateServiceServicer):
         revoker: Revoker,
         issuers: IssuerBook,
         bundles: TrustBundleFeed,
+        jwt_svids: JwtSvids,
+        jwt_keys: JwtKeyBook,
         trust_domain: TrustDomain,
     ) -> None:
         self.edge = edge
@@ -44,6 +46,8 @@ class CertificateService(CertificateServiceServicer):
         self._revoker = revoker
         self._issuers = issuers
         self._bundles = bundles
+        self._jwt_svids = jwt_svids
+        self._jwt_keys = jwt_keys
         self._trust_domain = trust_domain
         self.draining = Draining()
 
@@ -105,6 +109,21 @@ class CertificateService(CertificateServiceServicer):
         _fill(response, issued)
         return response
 
+    @rpc("CertificateService/IssueJwtSvid")
+    async def IssueJwtSvid(  # noqa: N802
+        self, request: pb.IssueJwtSvidRequest, call: Call
+    ) -> pb.IssueJwtSvidResponse:
+        """Issues a JWT-SVID of the caller's own SPIFFE ID."""
+        caller = await call.authenticate()
+        issued = await self._jwt_svids.issue(
+            caller,
+            request.role,
+            lambda: translate.jwt_svid_request(request),
+            origin=call.origin,
+            deadline=call.deadline,
+        )
+        return translate.jwt_svid_response(issued)
+
     @rpc("CertificateService/GetChain")
     async def GetChain(self, request: pb.GetChainRequest, call: Call) -> pb.GetChainResponse:  # noqa: N802
         """The chain and trust bundle; needs no credential."""
@@ -115,6 +134,7 @@ class CertificateService(CertificateServiceServicer):
             trust_bundle=issuer.trust_bundle_pem,
             trust_domain=str(self._trust_domain),
             not_after=translate.timestamp(issuer.not_after),
+            jwt_keys=key_set(self._jwt_keys.published, "jwt-svid"),
         )
 
     @streaming_rpc("CertificateService/WatchTrustBundle")
@@ -131,6 +151,7 @@ class CertificateService(CertificateServiceServicer):
                     trust_bundle=bundle.roots_pem,
                     sequence=bundle.sequence,
                     federated_trust_domains=federated,
+                    jwt_keys=bundle.jwt_key_set,
                 )
                 response.refresh_hint.FromTimedelta(bundle.refresh_hint)
                 yield response

@@ -7,6 +7,7 @@ refused here, as INVALID_ARGUMENT with the field's path.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,9 +16,11 @@ from cryptography.hazmat.primitives import serialization
 from google.protobuf import duration_pb2, json_format, timestamp_pb2
 from meshmint.v1 import admin_service_pb2, role_pb2
 from meshmint.v1 import certificate_service_pb2 as pb
+from pydantic import BaseModel
 
 from meshmint_server.errors import InvalidRequest, Violation
 from meshmint_server.issuance import (
+    IssuedJwtSvid,
     KnownCertificate,
     Retryable,
     RevocationReason,
@@ -26,7 +29,9 @@ from meshmint_server.issuance import (
     read_certificate,
 )
 from meshmint_server.policy import (
+    MOST_AUDIENCES,
     CertificateRequest,
+    JwtSvidRequest,
     KeyAlgorithm,
     Names,
     OtherName,
@@ -68,6 +73,7 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 _SECOND = timedelta(seconds=1)
 
 _ROLE_DURATIONS = ("ttl", "max_ttl", "not_before_duration")
+_JWT_SVID_DURATIONS = ("ttl", "max_ttl")
 
 
 def timestamp(moment: datetime) -> timestamp_pb2.Timestamp:
@@ -124,6 +130,32 @@ def sign_request(request: pb.SignRequest) -> CertificateRequest:
             raise _invalid("csr_pem", "send a certificate signing request in csr_pem or csr_der")
     return CertificateRequest(
         names=_names(request.names), validity=_validity(request.validity), csr=csr
+    )
+
+
+def jwt_svid_request(request: pb.IssueJwtSvidRequest) -> JwtSvidRequest:
+    """What an IssueJwtSvidRequest asks for.
+
+    Raises:
+        InvalidRequest: The lifetime is out of range.
+    """
+    return JwtSvidRequest(
+        # One more than there may be: policy refuses so many, and need not see them all.
+        audiences=tuple(request.audiences[: MOST_AUDIENCES + 1]),
+        ttl=_timedelta(request.ttl, "ttl") if request.HasField("ttl") else None,
+    )
+
+
+def jwt_svid_response(issued: IssuedJwtSvid) -> pb.IssueJwtSvidResponse:
+    """An issued JWT-SVID."""
+    return pb.IssueJwtSvidResponse(
+        token=issued.token,
+        spiffe_id=issued.spiffe_id,
+        issued_at=timestamp(issued.issued_at),
+        expires_at=timestamp(issued.expires_at),
+        role=issued.role,
+        jwt_id=issued.jwt_id,
+        warnings=issued.warnings,
     )
 
 
@@ -244,15 +276,22 @@ def role_document(role: role_pb2.Role) -> dict[str, object]:
 def role_message(role: Role) -> role_pb2.Role:
     """A role with every field spelled out, defaults too."""
     document = json.loads(role.model_dump_json(exclude_none=True))
-    for name in _ROLE_DURATIONS:
-        document.pop(name, None)
-        value: timedelta | None = getattr(role, name)
-        if value is not None:
-            document[name] = f"{value.total_seconds():.0f}s"
+    _spell_durations(document, role, _ROLE_DURATIONS)
+    if role.jwt_svid is not None:
+        _spell_durations(document["jwt_svid"], role.jwt_svid, _JWT_SVID_DURATIONS)
     document["key_usage"] = {"usages": list(role.key_usage)}
     message = role_pb2.Role()
     json_format.ParseDict(document, message)
     return message
+
+
+def _spell_durations(document: dict[str, Any], values: BaseModel, names: Sequence[str]) -> None:
+    """Writes durations as protobuf's JSON has them."""
+    for name in names:
+        document.pop(name, None)
+        value: timedelta | None = getattr(values, name)
+        if value is not None:
+            document[name] = f"{value.total_seconds():.0f}s"
 
 
 def record_message(known: KnownCertificate) -> admin_service_pb2.Record:

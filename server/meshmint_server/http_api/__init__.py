@@ -11,6 +11,7 @@ from meshmint_server.authority.ocsp import OcspResponder
 from meshmint_server.http_api.bundle_endpoint import build_bundle_endpoint
 from meshmint_server.http_api.certificates import certificate_routes
 from meshmint_server.http_api.crls import crl_routes
+from meshmint_server.http_api.jwt_keys import JwtPublication, jwt_key_routes
 from meshmint_server.http_api.listener import bind, serve_http
 from meshmint_server.http_api.ocsp import ocsp_routes
 from meshmint_server.http_api.operation import operation_routes
@@ -20,6 +21,7 @@ from meshmint_server.issuance import ReadinessProbe
 
 __all__ = [
     "CertificateFiles",
+    "JwtPublication",
     "ServerTls",
     "bind",
     "build_bundle_endpoint",
@@ -36,6 +38,7 @@ def build_http_api(
     responder: OcspResponder,
     *,
     crl_max_age: timedelta,
+    jwt: JwtPublication | None = None,
 ) -> Starlette:
     """The application behind the HTTP port.
 
@@ -46,6 +49,7 @@ def build_http_api(
         crls: The CRLs.
         responder: Answers OCSP requests.
         crl_max_age: How long caches may keep a CRL.
+        jwt: What is published of JWT-SVIDs; None: nothing.
     """
     application = Starlette(
         routes=[
@@ -55,6 +59,7 @@ def build_http_api(
             *ocsp_routes(responder),
             bundle_route(bundles, "/bundle.json"),
             bundle_route(bundles, "/bundle.pem", "pem"),
+            *(() if jwt is None else jwt_key_routes(jwt)),
         ]
     )
     # To where the Host header says: a path that names nothing is not found.

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from meshmint_server.authority import TrustBundleFeed
-from meshmint_server.errors import IssuerNotReady
+from meshmint_server.errors import IssuerNotReady, Unavailable
 from meshmint_server.http_api.conditional import Document, respond
 
 __all__ = ["bundle_route"]
@@ -24,7 +24,7 @@ def bundle_route(
     async def serve(request: Request) -> Response:
         try:
             bundle = bundles.current()
-        except IssuerNotReady as error:
+        except (IssuerNotReady, Unavailable) as error:
             return JSONResponse(
                 {"error": error.message}, status_code=503, headers={"Retry-After": "5"}
             )

@@ -12,6 +12,7 @@ from meshmint_server.issuance.admission import Admission
 from meshmint_server.issuance.deadline import Deadline
 from meshmint_server.issuance.issued import Issued
 from meshmint_server.issuance.issuer_administration import IssuerAdministration
+from meshmint_server.issuance.jwt_svids import IssuedJwtSvid, JwtSvids
 from meshmint_server.issuance.mint import Mint
 from meshmint_server.issuance.naming import Naming
 from meshmint_server.issuance.presented import read_certificate
@@ -31,7 +32,9 @@ __all__ = [
     "Admission",
     "Deadline",
     "Issued",
+    "IssuedJwtSvid",
     "IssuerAdministration",
+    "JwtSvids",
     "KnownCertificate",
     "Mint",
     "Naming",

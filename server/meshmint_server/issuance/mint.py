@@ -11,20 +11,20 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from meshmint_server import telemetry
 from meshmint_server.audit import AuditLog, Origin
 from meshmint_server.authority import Issuer, IssuerBook
-from meshmint_server.errors import KeyUnavailable, MeshmintError
+from meshmint_server.errors import MeshmintError
 from meshmint_server.issuance.admission import Admission
 from meshmint_server.issuance.deadline import Deadline
 from meshmint_server.issuance.issued import Issued
 from meshmint_server.issuance.prepare import Prepared, prepare
 from meshmint_server.issuance.retries import KEPT_FOR, Attempt, Outrun, Retries, Retryable
 from meshmint_server.issuance.roles import RoleBook
+from meshmint_server.issuance.signatures import sign_and_verify
 from meshmint_server.issuance.subject_keys import SubjectKey, SubjectKeys, private_key_pem
 from meshmint_server.issuance.template import Templates
 from meshmint_server.policy import (
@@ -41,12 +41,7 @@ from meshmint_server.store import RecordRow, Store
 
 __all__ = ["Mint"]
 
-log = structlog.get_logger(__name__)
-
 # Looked up once: every certificate passes here.
-_SIGNATURE_MADE = telemetry.SIGNATURE_SECONDS.labels("signed").observe
-_SIGNATURE_FAILED = telemetry.SIGNATURE_SECONDS.labels("failed").observe
-_SIGNATURE_WRONG = telemetry.SIGNATURE_SECONDS.labels("wrong").observe
 _RECORDED = telemetry.STORE_SECONDS.labels("recorded").observe
 _NOT_RECORDED = telemetry.STORE_SECONDS.labels("failed").observe
 
@@ -235,26 +230,13 @@ class Mint:
 
     async def _sign(self, prepared: Prepared) -> tuple[x509.Certificate, bytes]:
         """Has the issuer's key sign, and trusts the answer only once it verifies."""
-        started = time.perf_counter()
-        observe = _SIGNATURE_FAILED
-        key, data, algorithm = prepared.issuer.key, prepared.to_be_signed.data, prepared.algorithm
-        try:
-            signature = await key.sign(data, algorithm)
-            observe = _SIGNATURE_MADE
-        except (KeyUnavailable, asyncio.CancelledError):
-            # Whoever stopped waiting may have waited for a key that hangs.
-            self._on_key_trouble()
-            raise
-        finally:
-            observe(time.perf_counter() - started)
-        if not signature or not algorithm.is_valid(prepared.issuer.public_key, signature, data):
-            _SIGNATURE_WRONG(time.perf_counter() - started)
-            log.error("the key made a wrong signature", key=key.uri)
-            self._on_key_trouble()
-            raise KeyUnavailable(
-                "The signing key made a signature that does not verify. Nothing was handed out. "
-                "Retry, and have an operator look at the token."
-            )
+        signature = await sign_and_verify(
+            prepared.issuer.key,
+            prepared.issuer.public_key,
+            prepared.to_be_signed.data,
+            prepared.algorithm,
+            self._on_key_trouble,
+        )
         der = prepared.to_be_signed.assemble(signature)
         return x509.load_der_x509_certificate(der), der
 

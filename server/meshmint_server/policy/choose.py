@@ -8,7 +8,7 @@ from meshmint_server.errors import RoleAmbiguous, RoleDenied, Violation
 from meshmint_server.policy.caller import Caller
 from meshmint_server.policy.role import Role
 
-__all__ = ["choose_role"]
+__all__ = ["choose_jwt_svid_role", "choose_role"]
 
 
 def choose_role(roles: Mapping[str, Role], caller: Caller, name: str) -> Role:
@@ -38,6 +38,27 @@ def choose_role(roles: Mapping[str, Role], caller: Caller, name: str) -> Role:
     fitting = [role for role in roles.values() if role.is_for(caller)]
     if not fitting:
         raise RoleDenied("No role is for this caller. Ask an operator for one.")
+    return _only(fitting)
+
+
+def choose_jwt_svid_role(roles: Mapping[str, Role], caller: Caller, name: str) -> Role:
+    """As choose_role; where none was named, among the roles that grant JWT-SVIDs.
+
+    Raises:
+        RoleDenied: There is no such role for this caller, or none at all.
+        RoleAmbiguous: None was named, and several fit.
+    """
+    if name:
+        return choose_role(roles, caller, name)
+    fitting = [role for role in roles.values() if role.jwt_svid and role.is_for(caller)]
+    if not fitting:
+        raise RoleDenied(
+            "No role grants this caller JWT-SVIDs. Ask an operator for one with 'jwt_svid'."
+        )
+    return _only(fitting)
+
+
+def _only(fitting: list[Role]) -> Role:
     if len(fitting) > 1:
         names = sorted(role.name for role in fitting)
         shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")

@@ -25,6 +25,7 @@ from meshmint_server.policy.caller import Caller
 from meshmint_server.policy.callers import CallerMatcher
 from meshmint_server.policy.domains import DomainSet, normalise_domain
 from meshmint_server.policy.globs import Glob
+from meshmint_server.policy.jwt_svid_rules import JwtSvid
 from meshmint_server.policy.other_names import OtherNameRules
 from meshmint_server.policy.request import KeyAlgorithm
 from meshmint_server.policy.role_fields import (
@@ -127,6 +128,8 @@ class Role(BaseModel):
     no_store_metadata: bool = False
     serial_number_source: str = ""
     issuer_ref: str = "default"
+
+    jwt_svid: JwtSvid = None
 
     @model_validator(mode="before")
     @classmethod

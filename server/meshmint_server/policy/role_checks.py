@@ -14,6 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from meshmint_server.errors import Violation
 from meshmint_server.policy import subject, usages
+from meshmint_server.policy.jwt_svid_rules import check_rules
 from meshmint_server.policy.names import MalformedName
 from meshmint_server.policy.other_names import OtherNameRules
 from meshmint_server.policy.templates import InvalidTemplate, Template
@@ -44,6 +45,7 @@ def check(role: Role) -> list[Violation]:
         _subject,
         _policies,
         _svid,
+        _jwt_svid,
     )
     return [violation for one in checks for violation in one(role)]
 
@@ -242,6 +244,10 @@ def _svid(role: Role) -> Iterable[Violation]:
         )
 
 
+def _jwt_svid(role: Role) -> Iterable[Violation]:
+    return () if role.jwt_svid is None else check_rules(role.jwt_svid)
+
+
 def warnings(role: Role, trust_domain: TrustDomain) -> tuple[str, ...]:
     """Returns what is allowed and probably not meant."""
     return tuple(_warnings(role, trust_domain))
@@ -277,5 +283,9 @@ def _warnings(role: Role, trust_domain: TrustDomain) -> Iterable[str]:
         yield "allow_any_name lets callers ask for every DNS name"
     if role.key_type == "ed25519" and role.key_bits:
         yield "key_bits has no effect: ed25519 keys have one size"
+    if role.jwt_svid is not None and any(
+        set(pattern) == {"*"} for pattern in role.jwt_svid.audiences
+    ):
+        yield 'jwt_svid.audiences has "*": callers can ask for tokens for every audience'
     if role.no_store:
         yield "no_store keeps no record: such certificates cannot be found or revoked later"

@@ -17,8 +17,9 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from meshmint_server.spiffe.bundle import key_parameters
 from meshmint_server.spiffe.id import SCHEME, InvalidSpiffeId, SpiffeId, TrustDomain
+from meshmint_server.spiffe.jwt_key import InvalidJwk, JwtKey, parse_jwt_key
+from meshmint_server.spiffe.key_parameters import key_parameters
 
 __all__ = ["InvalidBundle", "ReceivedBundle", "parse_bundle"]
 
@@ -42,11 +43,13 @@ class ReceivedBundle:
             nobody of this trust domain is to be trusted (section 4.2).
         sequence: Its ``spiffe_sequence``, if it has one.
         refresh_hint: Its ``spiffe_refresh_hint``, if it has one.
+        jwt_keys: Keys for JWT-SVIDs, each with a ``kid`` of its own.
     """
 
     roots: tuple[bytes, ...]
     sequence: int | None
     refresh_hint: timedelta | None
+    jwt_keys: tuple[JwtKey, ...] = ()
 
 
 def parse_bundle(document: bytes, trust_domain: TrustDomain) -> ReceivedBundle:
@@ -80,6 +83,7 @@ def parse_bundle(document: bytes, trust_domain: TrustDomain) -> ReceivedBundle:
         roots=tuple(dict.fromkeys(roots)),
         sequence=_whole_number(members, "spiffe_sequence", _LARGEST_SEQUENCE),
         refresh_hint=None if hint is None else timedelta(seconds=hint),
+        jwt_keys=_jwt_keys(keys),
     )
 
 
@@ -104,6 +108,21 @@ def _is_for_x509(key: object) -> bool:
     if not isinstance(key, dict):
         raise InvalidBundle("an entry of 'keys' is not an object")
     return key.get("use") == "x509-svid" and key.get("kty") in _KEY_TYPES
+
+
+def _jwt_keys(keys: list[dict[str, Any]]) -> tuple[JwtKey, ...]:
+    """The entries for JWT-SVIDs, the same one once."""
+    found: dict[str, JwtKey] = {}
+    for entry in keys:
+        if entry.get("use") != "jwt-svid":
+            continue
+        try:
+            key = parse_jwt_key(entry)
+        except InvalidJwk as error:
+            raise InvalidBundle(str(error)) from None
+        if key is not None and found.setdefault(key.key_id, key) != key:
+            raise InvalidBundle("two keys for jwt-svid have the same 'kid'")
+    return tuple(found.values())
 
 
 def _root(key: dict[str, Any], trust_domain: TrustDomain) -> bytes:

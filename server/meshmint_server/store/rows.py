@@ -14,6 +14,8 @@ __all__ = [
     "FetchFailureRow",
     "IssuerRow",
     "IssuerState",
+    "JwtKeyRow",
+    "JwtKeyState",
     "KeptReply",
     "Page",
     "RecordFilter",
@@ -152,6 +154,49 @@ class IssuerRow:
     def has_key(self) -> bool:
         """Whether its key has been made."""
         return bool(self.public_key)
+
+
+class JwtKeyState(StrEnum):
+    """State of a key that signs JWT-SVIDs.
+
+    ``pending``: its place is written down, and the key is made. ``next``: published, and
+    does not sign yet. ``active``: signs. ``retired``: signs no more, and is still
+    published. ``gone``: no token of it lives; kept to know whose the key in the token was.
+    """
+
+    PENDING = "pending"
+    NEXT = "next"
+    ACTIVE = "active"
+    RETIRED = "retired"
+    GONE = "gone"
+
+    @property
+    def is_published(self) -> bool:
+        """Whether verifiers are told of it."""
+        return self not in (JwtKeyState.PENDING, JwtKeyState.GONE)
+
+
+@dataclass(frozen=True, slots=True)
+class JwtKeyRow:
+    """One key that signs JWT-SVIDs.
+
+    Attributes:
+        key_id: Its ``kid``, and the label of the key in its token.
+        key_uri: Where it is, or will be made; path attributes only, never a PIN.
+        public_key: SubjectPublicKeyInfo, DER; empty until the key has been made.
+        published_at: Since when it is in the trust bundle.
+        activated_at: Since when it signs, or did.
+        retired_at: Since when it no longer signs.
+    """
+
+    key_id: str
+    state: JwtKeyState
+    key_uri: str
+    public_key: bytes
+    created_at: datetime
+    published_at: datetime | None = None
+    activated_at: datetime | None = None
+    retired_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ __all__ = [
     "federated_bundles",
     "fetch_failures",
     "issuers",
+    "jwt_keys",
     "metadata",
     "record_names",
     "records",
@@ -224,6 +225,28 @@ issuers = Table(
 Index(
     "issuers_one_active",
     issuers.c.state,
+    unique=True,
+    sqlite_where=text("state = 'active'"),
+    postgresql_where=text("state = 'active'"),
+)
+
+# The keys that sign JWT-SVIDs. Their revision is that of the issuers: both are in the
+# trust bundle, whose sequence it is.
+jwt_keys = Table(
+    "jwt_keys",
+    metadata,
+    Column("key_id", _TEXT, primary_key=True),
+    Column("state", _TEXT, nullable=False),
+    Column("key_uri", _TEXT, nullable=False),
+    Column("public_key", LargeBinary, nullable=False),
+    Column("created_at", Microseconds, nullable=False),
+    Column("published_at", Microseconds, nullable=True),
+    Column("activated_at", Microseconds, nullable=True),
+    Column("retired_at", Microseconds, nullable=True),
+)
+Index(
+    "jwt_keys_one_active",
+    jwt_keys.c.state,
     unique=True,
     sqlite_where=text("state = 'active'"),
     postgresql_where=text("state = 'active'"),

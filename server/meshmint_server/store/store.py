@@ -18,6 +18,7 @@ from meshmint_server.store import (
     expired,
     federated,
     inspection,
+    jwt_keys,
     replies,
     revocations,
     unnamed,
@@ -40,6 +41,7 @@ from meshmint_server.store.rows import (
     FederatedBundleRow,
     FetchFailureRow,
     IssuerRow,
+    JwtKeyRow,
     KeptReply,
     Page,
     RecordFilter,
@@ -307,8 +309,24 @@ class Store:
         return await self.database.run(configured.fetch_issuers)
 
     async def issuers_revision(self) -> int:
-        """A number that grows with every change of an issuer."""
+        """A number that grows with every change of an issuer, or of a key for JWT-SVIDs."""
         return await self.database.run(lambda c: configured.fetch_revision(c, "issuers"))
+
+    # Keys for JWT-SVIDs
+
+    async def put_jwt_key(self, row: JwtKeyRow, *, at_revision: int) -> bool:
+        """Creates a key or replaces it; if it is active, the active one before retires.
+
+        Returns:
+            False, and nothing changed, if an issuer or a key has changed since `at_revision`.
+        """
+        return await self._write(
+            lambda connection: jwt_keys.write_key(connection, row, at_revision)
+        )
+
+    async def load_jwt_keys(self) -> tuple[int, tuple[JwtKeyRow, ...]]:
+        """Every key in the order of their making, with a revision as of `issuers_revision`."""
+        return await self.database.run(jwt_keys.fetch_keys)
 
     # Revocations
 

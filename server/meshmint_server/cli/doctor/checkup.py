@@ -14,6 +14,7 @@ from meshmint_server.cli.doctor.crls import check_crls
 from meshmint_server.cli.doctor.federation import check_federation
 from meshmint_server.cli.doctor.finding import Finding, error, warning
 from meshmint_server.cli.doctor.issuers import check_issuers
+from meshmint_server.cli.doctor.jwt_svids import check_jwt_svids
 from meshmint_server.cli.doctor.keys import check_keys
 from meshmint_server.cli.doctor.mesh import check_mesh_protocols
 from meshmint_server.cli.doctor.roles import check_admins, check_roles
@@ -70,6 +71,9 @@ async def examine(path: Path) -> AsyncIterator[Finding]:
             *check_mesh_protocols(config, contents.roles),
         ):
             yield finding
+    if contents.jwt_keys is not None:
+        for finding in check_jwt_svids(contents.jwt_keys, contents.roles or (), config, now):
+            yield finding
     if contents.federated is not None:
         for finding in check_federation(
             config.federation, contents.federated, contents.fetch_failures, now
@@ -99,7 +103,9 @@ async def _store(config: Config, contents: StoreContents) -> AsyncIterator[Findi
 async def _keys(config: Config, contents: StoreContents) -> AsyncIterator[Finding]:
     try:
         async with open_keyring(config) as keyring:
-            async for finding in check_keys(keyring, contents.issuers or ()):
+            async for finding in check_keys(
+                keyring, contents.issuers or (), contents.jwt_keys or ()
+            ):
                 yield finding
     except InvalidKeyUri as fault:
         yield error("keys", fault.message, "Correct 'keys' in the configuration.")

@@ -5,7 +5,8 @@ The PIN is tried once: a token that refused it is not asked again.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 
 from meshmint_server.cli.doctor.finding import Finding, error, ok, warning
 from meshmint_server.errors import InvalidRequest, KeyUnavailable, Overloaded
@@ -16,7 +17,7 @@ from meshmint_server.keys import (
     key_algorithm_of,
 )
 from meshmint_server.keys.uri import is_pkcs11_uri
-from meshmint_server.store import IssuerRow, IssuerState
+from meshmint_server.store import IssuerRow, IssuerState, JwtKeyRow, JwtKeyState
 
 __all__ = ["check_keys"]
 
@@ -35,8 +36,43 @@ _REPLACE = (
 )
 
 
-async def check_keys(keyring: KeyRing, issuers: tuple[IssuerRow, ...]) -> AsyncIterator[Finding]:
-    """The token, then every issuer's key."""
+_REPLACE_JWT_KEY = (
+    "Have another one sign: 'meshmintd jwt-keys rotate --at-once', and then 'jwt-keys remove'."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A key on record.
+
+    Attributes:
+        name: Whose it is, for people.
+        signs: Whether its absence keeps the service from issuing.
+        replace: How another one takes its place.
+    """
+
+    name: str
+    key_uri: str
+    public_key: bytes
+    signs: bool
+    replace: str
+
+
+def _known(issuers: Sequence[IssuerRow], jwt_keys: Sequence[JwtKeyRow]) -> Iterator[_Known]:
+    for row in issuers:
+        if row.state is not IssuerState.GONE and row.has_key:
+            signs = row.state is not IssuerState.RETIRED
+            yield _Known(row.name, row.key_uri, row.public_key, signs, _REPLACE)
+    for key in jwt_keys:
+        # One that retired is only verified with.
+        if key.state in (JwtKeyState.NEXT, JwtKeyState.ACTIVE):
+            yield _Known(key.key_id, key.key_uri, key.public_key, True, _REPLACE_JWT_KEY)
+
+
+async def check_keys(
+    keyring: KeyRing, issuers: Sequence[IssuerRow], jwt_keys: Sequence[JwtKeyRow]
+) -> AsyncIterator[Finding]:
+    """The token, then every issuer's key, and those for JWT-SVIDs."""
     has_token = True
     try:
         token = await keyring.find_token()
@@ -52,9 +88,7 @@ async def check_keys(keyring: KeyRing, issuers: tuple[IssuerRow, ...]) -> AsyncI
     else:
         if token is not None:
             yield ok(_TOKEN, f"The login to {token} works.")
-    for row in issuers:
-        if row.state is IssuerState.GONE or not row.has_key:
-            continue
+    for row in _known(issuers, jwt_keys):
         if is_pkcs11_uri(row.key_uri) and not has_token:
             yield warning(
                 f"key of {row.name}",
@@ -66,28 +100,28 @@ async def check_keys(keyring: KeyRing, issuers: tuple[IssuerRow, ...]) -> AsyncI
             yield finding
 
 
-async def _key(keyring: KeyRing, row: IssuerRow) -> AsyncIterator[Finding]:
+async def _key(keyring: KeyRing, row: _Known) -> AsyncIterator[Finding]:
     subject = f"key of {row.name}"
     try:
         # Opening is signing: a key is handed out only once its signature has been verified.
         key = await keyring.open(row.key_uri, row.public_key)
         held = await key.attributes()
     except (KeyUnavailable, Overloaded, InvalidRequest) as fault:
-        make = warning if row.state is IssuerState.RETIRED else error
+        make = error if row.signs else warning
         yield make(
             subject,
             fault.message,
             f"Bring the key {row.key_uri} back where it was, from a backup of the token or the "
-            "key directory; or make a new issuer.",
+            f"key directory. Or: {row.replace[0].lower()}{row.replace[1:]}",
         )
         return
     kind = key_algorithm_of(key.public_key).value
     yield ok(subject, f"This {kind} key signed, and the signature was verified.")
-    for finding in _holding(subject, held):
+    for finding in _holding(subject, held, row.replace):
         yield finding
 
 
-def _holding(subject: str, held: KeyAttributes) -> Iterator[Finding]:
+def _holding(subject: str, held: KeyAttributes, replace: str) -> Iterator[Finding]:
     if held.storage == "file":
         yield ok(
             subject,
@@ -98,12 +132,12 @@ def _holding(subject: str, held: KeyAttributes) -> Iterator[Finding]:
     faults = faults_of_holding(held)
     for fault in faults:
         if fault.is_grave:
-            yield error(subject, fault.description, _REPLACE)
+            yield error(subject, fault.description, replace)
         else:
             yield warning(
                 subject,
                 fault.description,
-                f"If that was not meant: {_REPLACE[0].lower()}{_REPLACE[1:]}",
+                f"If that was not meant: {replace[0].lower()}{replace[1:]}",
             )
     if not faults:
         yield ok(

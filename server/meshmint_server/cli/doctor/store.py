@@ -14,6 +14,7 @@ from meshmint_server.store import (
     FederatedBundleRow,
     FetchFailureRow,
     IssuerRow,
+    JwtKeyRow,
     RoleRow,
     SchemaState,
     Store,
@@ -30,6 +31,7 @@ class StoreContents:
     """What could be read; None where that failed, which is a finding of its own."""
 
     issuers: tuple[IssuerRow, ...] | None = None
+    jwt_keys: tuple[JwtKeyRow, ...] | None = None
     roles: tuple[RoleRow, ...] | None = None
     crls: tuple[CrlRow, ...] | None = None
     federated: tuple[FederatedBundleRow, ...] | None = None
@@ -82,7 +84,7 @@ async def check_store(store: Store, contents: StoreContents) -> AsyncIterator[Fi
         )
     else:
         yield ok(_STORE, "It answers, and a write transaction works (it was rolled back).")
-    async for finding in _read(store, contents):
+    async for finding in _read(store, contents, has_jwt_keys=state is not SchemaState.OLDER):
         yield finding
 
 
@@ -109,13 +111,17 @@ def _schema(state: SchemaState) -> Finding:
     )
 
 
-async def _read(store: Store, contents: StoreContents) -> AsyncIterator[Finding]:
+async def _read(
+    store: Store, contents: StoreContents, *, has_jwt_keys: bool
+) -> AsyncIterator[Finding]:
     try:
         contents.clock = await store.clock()
         _, contents.roles = await store.load_roles()
         contents.crls = await store.list_crls()
         contents.fetch_failures = await store.list_fetch_failures()
         _, contents.federated = await store.load_federated_bundles()
+        if has_jwt_keys:
+            _, contents.jwt_keys = await store.load_jwt_keys()
     except StoreUnavailable as fault:
         yield not_answering(fault)
         return

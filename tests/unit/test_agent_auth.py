@@ -1,0 +1,112 @@
+"""The agent's own token: from a file, a command or the environment, asked for at each use."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import stat
+import time
+from collections.abc import Awaitable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from meshmint import TokenUnavailable
+from meshmint.agent.auth import token_expiry, token_source
+from meshmint.agent.config import AuthSettings
+from support.service import is_running
+
+
+async def token(**settings: Any) -> str:
+    asked = token_source(AuthSettings(**settings))()
+    return await asked if isinstance(asked, Awaitable) else asked
+
+
+def program(directory: Path, script: str) -> list[str]:
+    path = directory / "program"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return [str(path)]
+
+
+async def test_a_file_is_read_again_at_each_use(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("first\n")
+    source = token_source(AuthSettings(token_file=path))
+    assert source() == "first"
+    path.write_text("second")
+    assert source() == "second"
+    path.write_text("")
+    with pytest.raises(TokenUnavailable, match="is empty"):
+        source()
+    path.unlink()
+    with pytest.raises(TokenUnavailable, match="cannot read"):
+        source()
+
+
+async def test_the_environment_is_asked_at_each_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_TOKEN", " first ")
+    assert await token(environment="AGENT_TOKEN") == "first"
+    monkeypatch.setenv("AGENT_TOKEN", "")
+    with pytest.raises(TokenUnavailable, match="AGENT_TOKEN is not set, or empty"):
+        await token(environment="AGENT_TOKEN")
+
+
+async def test_a_command_prints_the_token(tmp_path: Path) -> None:
+    assert await token(command=[*program(tmp_path, "echo made-of-$1"), "hand"]) == "made-of-hand"
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("exit 3", "ended with status 3"),
+        ("echo secret; exit 1", "ended with status 1"),
+        ("true", "printed nothing"),
+        ("head -c 100000 /dev/zero", "more than a token"),
+        ("cat /dev/zero", "more than a token"),
+    ],
+)
+async def test_a_command_that_fails_is_told_without_what_it_printed(
+    tmp_path: Path, script: str, told: str
+) -> None:
+    with pytest.raises(TokenUnavailable, match=told) as caught:
+        await token(command=program(tmp_path, script))
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_command_that_cannot_be_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TokenUnavailable, match="cannot be run: No such file"):
+        await token(command=[str(tmp_path / "none")])
+
+
+async def test_a_command_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    script = f"sleep 1000 & echo $! > {pids}; echo $$ >> {pids}; sleep 1000"
+    with pytest.raises(TokenUnavailable, match=r"did not end within 0\.5 s, and was killed"):
+        await token(command=program(tmp_path, script), command_timeout="500ms")
+    give_up_at = time.monotonic() + 30
+    while any(is_running(int(pid)) for pid in pids.read_text().split()):
+        assert time.monotonic() < give_up_at
+        await asyncio.sleep(0.05)
+
+
+async def test_a_command_gets_no_shell(tmp_path: Path) -> None:
+    printed = await token(command=[*program(tmp_path, 'printf %s "$1"'), "$(id)"])
+    assert printed == "$(id)"
+    assert os.listdir(tmp_path) == ["program"]
+
+
+def jwt_with(claims: object) -> str:
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=").decode()
+    return f"e30.{body}.signature"
+
+
+def test_the_expiry_of_a_jwt_is_found_and_nothing_else_is_guessed() -> None:
+    assert token_expiry(jwt_with({"exp": 1893456000})) == datetime(2030, 1, 1, tzinfo=UTC)
+    for odd in (jwt_with({}), jwt_with([]), jwt_with({"exp": "x"}), jwt_with({"exp": 1e300})):
+        assert token_expiry(odd) is None
+    for odd in ("", "a.b", "a.é.c", "a.!.c", "...", "e30." + "[" * 9000 + ".x"):
+        assert token_expiry(odd) is None
