@@ -37,7 +37,7 @@ START_LIMIT = 60.0
 STABLE_AFTER = 60.0
 FIRST_DELAY = 0.2
 LONGEST_DELAY = 10.0
-_METRICS = "meshmint-metrics-"
+_METRICS = "meshmint-metrics."
 
 
 @dataclass
