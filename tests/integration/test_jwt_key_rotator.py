@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from meshmint_server.errors import (
 )
 from meshmint_server.keys import KeyRing, default_algorithm
 from meshmint_server.spiffe import TrustDomain
-from meshmint_server.store import JwtKeyRow, Store
+from meshmint_server.store import JwtKeyRow, JwtKeyState, Store
 from structlog.testing import capture_logs
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -322,6 +323,47 @@ async def test_a_key_that_cannot_be_opened_is_published_and_looked_for_again(
     hidden.rename(path)
     await book.refresh()
     assert await book.signing().key.sign(b"data", default_algorithm(signing.public_key))
+
+
+async def test_a_token_that_hangs_keeps_no_verifier_from_knowing_a_key(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+):
+    await replica.run_after(HOUR)
+    hangs = asyncio.Event()
+
+    async def hang(*_: object) -> object:
+        hangs.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(KeyRing, "open", hang)
+    changes: list[None] = []
+    book = JwtKeyBook(replica.store, replica.keyring, on_change=lambda: changes.append(None))
+    refreshing = asyncio.create_task(book.refresh())
+    await hangs.wait()
+    assert len(book.published) == 1
+    assert changes
+    refreshing.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await refreshing
+
+
+async def test_a_row_that_cannot_be_read_is_left_out_and_the_others_are_published(
+    replica: Replica,
+):
+    await replica.run_after(HOUR)
+    await replica.run_after(SOON)
+    revision = await replica.store.issuers_revision()
+    broken = replace((await replica.rows())[0], key_id="broken", state=JwtKeyState.NEXT)
+    assert await replica.store.put_jwt_key(
+        replace(broken, public_key=b"no key"), at_revision=revision
+    )
+    with capture_logs() as logs:
+        await replica.book.refresh()
+        await replica.book.refresh()
+    assert [one["key"] for one in logs] == ["broken"]
+    assert replica.book.signing().key_id in {key.key_id for key in replica.book.published}
+    assert len(replica.book.published) == 1
 
 
 async def test_one_number_never_stands_for_two_sets_of_roots_and_keys(replica: Replica):

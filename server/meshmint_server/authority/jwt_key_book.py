@@ -15,7 +15,12 @@ from typing import Final
 import structlog
 
 from meshmint_server.authority.absent_key import AbsentKey
-from meshmint_server.errors import InvalidRequest, KeyUnavailable, StoreUnavailable
+from meshmint_server.errors import (
+    InvalidRequest,
+    KeyUnavailable,
+    MeshmintError,
+    StoreUnavailable,
+)
 from meshmint_server.keys import Keys, PublicKey, SigningKey, load_public_key
 from meshmint_server.spiffe import JwtKey
 from meshmint_server.store import JwtKeyRow, JwtKeyState, Store
@@ -99,29 +104,44 @@ class JwtKeyBook:
 
     async def _load(self) -> None:
         revision, rows = await self._store.load_jwt_keys()
-        opened: dict[tuple[str, bytes], SigningKey] = {}
         complaints: set[tuple[str, str]] = set()
+        public_keys: dict[str, PublicKey] = {}
+        for row in rows:
+            if row.state.is_published:
+                try:
+                    public_keys[row.key_id] = load_public_key(row.public_key)
+                except InvalidRequest:
+                    # Nothing that was made here; others must not suffer for it.
+                    complaints.add((row.key_id, "JWT_KEY_UNREADABLE"))
+        self._publish(
+            revision,
+            tuple(JwtKey(r.key_id, r.public_key) for r in rows if r.key_id in public_keys),
+        )
+        # Only now: a token that hangs keeps no verifier from knowing a key.
+        opened: dict[tuple[str, bytes], SigningKey] = {}
         active: JwtSigningKey | None = None
+        is_impaired = False
         for row in rows:
             # The next one is opened ahead, so that it signs from its first moment on.
-            if row.state not in (JwtKeyState.ACTIVE, JwtKeyState.NEXT):
+            if row.key_id not in public_keys or row.state is JwtKeyState.RETIRED:
                 continue
             key, complaint = await self._open(row)
             if complaint is None:
                 opened[row.key_uri, row.public_key] = key
             else:
+                is_impaired = True
                 complaints.add((row.key_id, complaint))
             if row.state is JwtKeyState.ACTIVE:
-                active = JwtSigningKey(row.key_id, key, load_public_key(row.public_key))
+                active = JwtSigningKey(row.key_id, key, public_keys[row.key_id])
         for key_id, reason in complaints - self._complaints:
             log.warning("authority.jwt_key_impaired", key=key_id, reason=reason)
         self._complaints = frozenset(complaints)
         self._open_keys = opened
         self._active = active
-        self._published = tuple(
-            JwtKey(row.key_id, row.public_key) for row in rows if row.state.is_published
-        )
-        self._read = -1 if complaints else revision
+        self._read = -1 if is_impaired else revision
+
+    def _publish(self, revision: int, keys: tuple[JwtKey, ...]) -> None:
+        self._published = keys
         if revision != self._revision:
             self._revision = revision
             self._on_change()
@@ -160,5 +180,5 @@ class JwtKeyBook:
             await asyncio.sleep(interval)
             try:
                 await self.refresh()
-            except StoreUnavailable as error:
+            except MeshmintError as error:
                 log.warning("keys for JWT-SVIDs could not be refreshed", reason=error.reason)

@@ -203,7 +203,9 @@ def _named(rows: Sequence[JwtKeyRow], key_id: str) -> JwtKeyRow:
     for row in rows:
         if row.key_id == key_id:
             return row
-    raise NotFound(f"There is no key {key_id!r} for JWT-SVIDs. 'meshmintd jwt-keys' lists them.")
+    raise NotFound(
+        f"There is no key {key_id!r} for JWT-SVIDs. 'meshmintd jwt-keys show' lists them."
+    )
 
 
 def _changed_meanwhile() -> StoreUnavailable:
