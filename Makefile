@@ -123,11 +123,11 @@ format: $(READY) ## Formats the code
 	$(BIN)/ruff format .
 
 .PHONY: proto
-proto: $(READY) ## Generates client/meshmint/v1 from proto/
+proto: $(READY) ## Generates client/meshmint/v1 and third_party from proto/
 	PATH="$(CURDIR)/$(BIN):$$PATH" proto/generate.sh client
 
 .PHONY: proto-check
-proto-check: $(READY) ## Fails if client/meshmint/v1 is not what proto/ generates
+proto-check: $(READY) ## Fails if what is generated is not what proto/ generates
 	PATH="$(CURDIR)/$(BIN):$$PATH" proto/generate.sh --check client
 
 .PHONY: clean
