@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
 from meshmint.agent.clock import Clock
 from meshmint.agent.config import AuthSettings, CertificateSettings, ServerSettings
 from meshmint.agent.connection import Connection
@@ -17,7 +19,8 @@ from meshmint.agent.identities import Bundle
 from meshmint.agent.parts import Parts
 from meshmint.agent.renewer import Renewer
 from meshmint.agent.state import StateDirectory
-from support.fake_service import FakeService, fake_service, refuse
+from meshmint.v1 import certificate_service_pb2 as pb
+from support.fake_service import OWN_SPIFFE_ID, FakeService, fake_service, read_csr, refuse
 
 SECONDS = 60
 
@@ -182,3 +185,32 @@ async def test_a_disk_that_takes_nothing_costs_the_restart_and_not_the_certifica
     assert held is not None
     assert saved.certificate == held.certificate
     assert len(requests(service)) == 1
+
+
+def answer_with_lifetime(service: FakeService, lifetime: timedelta) -> Any:
+    """An answer that is right, but for how long its certificate is good."""
+
+    def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        key = read_csr(request).public_key()
+        names = [x509.UniformResourceIdentifier(OWN_SPIFFE_ID)]
+        leaf = service.authority.mint(key, names, lifetime=lifetime)
+        return pb.SignResponse(**service.fields(leaf, request.role))
+
+    return answer
+
+
+@pytest.mark.parametrize("lifetime", [timedelta(seconds=-5), timedelta(milliseconds=1)])
+async def test_certificates_that_are_over_when_they_come_are_a_failure_and_no_storm(
+    service: FakeService, parts: Parts, lifetime: timedelta
+) -> None:
+    # As when this machine's clock is ahead, or the issuer is at its end.
+    service.answers = [answer_with_lifetime(service, lifetime)] * 1000
+    paused = replace(parts, draw=lambda low, high: high)
+    task = asyncio.create_task(renewer(paused).run())
+    await until(lambda: parts.conditions.by_name["web"].last_error)
+    error = parts.conditions.by_name["web"].last_error
+    assert "clock" in error
+    # Pauses are drawn as long as they may be: the first is of a second, the next of two.
+    await asyncio.sleep(0.5)
+    assert len(requests(service)) <= 2
+    await stop(task)

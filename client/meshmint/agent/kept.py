@@ -67,8 +67,9 @@ class KeptCertificate:
         """Takes what the service has answered, which the client has checked.
 
         Raises:
-            AnswerRefused: Something that was asked for is not in it.
+            AnswerRefused: Something that was asked for is not in it, or it is over already.
         """
+        _check_end(issued.certificate, now)
         _check_names(issued.certificate, settings)
         return cls(
             settings.wanted(),
@@ -155,6 +156,17 @@ class KeptCertificate:
     def identity(self, name: str, trust_domain: str) -> Identity:
         """What is handed out."""
         return Identity(name, self.spiffe_id, self.certificate, self.chain, self.key, trust_domain)
+
+
+def _check_end(certificate: x509.Certificate, now: datetime) -> None:
+    """One that is over would be due again at once, and the next one, too, without any pause."""
+    end = certificate.not_valid_after_utc
+    if now >= end:
+        raise AnswerRefused(
+            f"the certificate in the answer ended at {end:%Y-%m-%d %H:%M:%S} UTC, and it is "
+            f"{now:%Y-%m-%d %H:%M:%S} here: set this machine's clock, or else see whether the "
+            "service's issuer is at its end"
+        )
 
 
 def _check_names(certificate: x509.Certificate, settings: CertificateSettings) -> None:
