@@ -1,5 +1,7 @@
 """Fixtures for every test, by topic: each module of tests/support brings its own."""
 
+from hypothesis import settings
+
 # One that another imports comes first.
 pytest_plugins = [
     "support.softhsm",
@@ -8,3 +10,7 @@ pytest_plugins = [
     "support.service",
     "support.proxies",
 ]
+
+# No example has a deadline: how long one takes is the machine's affair.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")

@@ -8,7 +8,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,19 @@ import pytest
 from meshmint import TokenUnavailable
 from meshmint.agent.auth import token_expiry, token_source
 from meshmint.agent.config import AuthSettings
+from meshmint.tokens import Tokens
 from support.service import is_running
 
 
 async def token(**settings: Any) -> str:
     asked = token_source(AuthSettings(**settings))()
     return await asked if isinstance(asked, Awaitable) else asked
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not is_so():  # noqa: ASYNC110 - it is the affair of another process
+            await asyncio.sleep(0.02)
 
 
 def program(directory: Path, script: str) -> list[str]:
@@ -91,6 +98,35 @@ async def test_a_command_that_hangs_is_killed_with_all_that_it_started(tmp_path:
     while any(is_running(int(pid)) for pid in pids.read_text().split()):
         assert time.monotonic() < give_up_at
         await asyncio.sleep(0.05)
+
+
+async def test_many_who_need_a_token_at_once_share_one_run_and_the_next_has_its_own(
+    tmp_path: Path,
+) -> None:
+    runs = tmp_path / "runs"
+    script = f"echo x >> {runs}; sleep 0.3; wc -l < {runs}"
+    source = token_source(AuthSettings(command=tuple(program(tmp_path, script))))
+    async with asyncio.TaskGroup() as group:
+        asking = [group.create_task(Tokens.of(source).get_async()) for _ in range(50)]
+    assert {task.result() for task in asking} == {"1"}
+    assert await Tokens.of(source).get_async() == "2"
+
+
+async def test_one_who_gives_up_ends_no_run_that_others_wait_for(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    script = f"echo $$ > {pid}.new; mv {pid}.new {pid}; sleep 0.5; echo token"
+    source = token_source(AuthSettings(command=tuple(program(tmp_path, script))))
+    first, second = (asyncio.create_task(Tokens.of(source).get_async()) for _ in range(2))
+    await until(pid.exists)
+    first.cancel()
+    assert await second == "token"
+    pid.unlink()
+    # And one that nobody waits for is ended.
+    alone = asyncio.create_task(Tokens.of(source).get_async())
+    await until(pid.exists)
+    alone.cancel()
+    await asyncio.gather(alone, return_exceptions=True)
+    await until(lambda: not is_running(int(pid.read_text())))
 
 
 async def test_a_command_gets_no_shell(tmp_path: Path) -> None:

@@ -41,12 +41,33 @@ def token_source(settings: AuthSettings) -> TokenCall:
             return token
 
         return from_environment
-    command, limit = settings.command or (), settings.command_timeout.total_seconds()
+    return _Command(settings.command or (), settings.command_timeout.total_seconds()).token
 
-    async def from_command() -> str:
-        return await _printed(command, limit)
 
-    return from_command
+class _Command:
+    """A program that prints a token, run by one at a time for all who ask meanwhile.
+
+    Otherwise hundreds of certificates that are due together would start as many of it.
+    """
+
+    def __init__(self, command: tuple[str, ...], limit: float) -> None:
+        self._command = command
+        self._limit = limit
+        self._run: asyncio.Task[str] | None = None
+        self._waiting = 0
+
+    async def token(self) -> str:
+        """What it prints."""
+        run = self._run
+        if run is None or run.done():
+            run = self._run = asyncio.create_task(_printed(self._command, self._limit))
+        self._waiting += 1
+        try:
+            return await asyncio.shield(run)
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                run.cancel()
 
 
 async def _printed(command: tuple[str, ...], limit: float) -> str:
