@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -213,6 +214,23 @@ class TestSignal:
 
         assert listener.stdout
         assert listener.stdout.readline() == "HUP\n"
+
+    async def test_of_another_users_process_the_name_is_enough(
+        self, listener: subprocess.Popen[str], pid_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # An agent with CAP_KILL and without CAP_SYS_PTRACE, as the systemd unit advises.
+        def refuse(path: str) -> str:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+
+        monkeypatch.setattr(os, "readlink", refuse)
+        wrong = reaction(signal="TERM", pid_file=pid_file, executable="nginx")
+        assert "and not nginx: the file with its number is old" in await failure_of(wrong)
+        name = Path(f"/proc/{listener.pid}/comm").read_text().strip()
+        for executable in (name, f"/usr/bin/{name}"):
+            one = reaction(signal="HUP", pid_file=pid_file, executable=executable)
+            assert await react([one], CHANGE) == []
+            assert listener.stdout
+            assert listener.stdout.readline() == "HUP\n"
 
     async def test_another_program_with_that_number_is_left_alone(
         self, listener: subprocess.Popen[str], pid_file: Path

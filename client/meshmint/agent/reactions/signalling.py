@@ -19,6 +19,8 @@ __all__ = ["send_signal"]
 
 _MOST_BYTES = 64
 _DELETED = " (deleted)"
+# As many as Linux keeps of the name of a process (proc(5), /proc/[pid]/comm).
+_NAME_CHARACTERS = 15
 
 
 def send_signal(reaction: SignalReaction) -> None:
@@ -99,16 +101,23 @@ def _check_writer(number: int, writer: int, path: Path) -> None:
 
 def _check_program(number: int, wanted: str) -> None:
     try:
-        program = os.readlink(f"/proc/{number}/exe").removesuffix(_DELETED)
-    except PermissionError:
-        raise AttemptFailed(
-            f"the agent may not see which program process {number} is: run it as the same user "
-            "or as root, or leave 'executable' out"
-        ) from None
+        program, matches = _program(number, wanted)
     except OSError:
         raise _ended(number) from None
-    if wanted not in (program, os.path.basename(program)):
+    if not matches:
         raise AttemptFailed(
             f"process {number} is {program}, and not {wanted}: the file with its number is old, "
             "or 'executable' is wrong"
         )
+
+
+def _program(number: int, wanted: str) -> tuple[str, bool]:
+    """Which program the process is, and whether that is the one wanted."""
+    try:
+        program = os.readlink(f"/proc/{number}/exe").removesuffix(_DELETED)
+    except PermissionError:
+        # CAP_KILL lets an agent signal other users' processes, and only CAP_SYS_PTRACE would
+        # let it see their programs: their names are for everybody.
+        name = Path(f"/proc/{number}/comm").read_text("utf-8", "replace").removesuffix("\n")
+        return name, os.path.basename(wanted)[:_NAME_CHARACTERS] == name
+    return program, wanted in (program, os.path.basename(program))
