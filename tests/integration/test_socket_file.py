@@ -105,7 +105,7 @@ async def test_agent_that_is_not_root_serves_and_cannot_give_its_socket_away(
 
         assert await output_of() == f"serving as {NOBODY}\n"
         refused = await output_of("root")
-        assert "only root gives a socket to another user" in refused
+        assert "only root (CAP_CHOWN) gives a socket to another user" in refused
         assert list(directory.glob("s*")) == []
 
 

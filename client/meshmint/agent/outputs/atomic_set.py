@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from meshmint.agent.outputs.content import Content, has, put
+from meshmint.agent.outputs.content import Content, Signature, has, put, signature
 from meshmint.agent.outputs.directories import DirectoryMissing, Placement, open_directory
 from meshmint.agent.outputs.errors import OutputError, could_not
 from meshmint.agent.outputs.locks import Lock, locked
@@ -70,6 +70,7 @@ class AtomicSet:
         self._placement = placement
         self._replace = replace
         self._lock: Lock | None = None
+        self._made: dict[str, tuple[Content, Signature]] = {}
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -117,6 +118,8 @@ class AtomicSet:
 
     def read(self) -> dict[str, bytes]:
         """The files that belong together at this moment; empty if there are none.
+
+        Those that were given to others, and cannot be read any more, are left out.
 
         Raises:
             OutputError: They are there and cannot be read.
@@ -199,7 +202,9 @@ class AtomicSet:
         try:
             if not self._is_placed(folder) or set(os.listdir(folder)) != set(files):
                 return False
-            return all(has(folder, name, content) for name, content in files.items())
+            return all(
+                has(folder, name, content, self._made.get(name)) for name, content in files.items()
+            )
         except OSError:
             return False
         finally:
@@ -226,6 +231,7 @@ class AtomicSet:
                     os.fchown(folder, -1, self._placement.group)
                 os.fchmod(folder, self._placement.mode)
                 os.fsync(folder)
+                made = {name: (content, signature(folder, name)) for name, content in files.items()}
             finally:
                 os.close(folder)
             os.rename(unfinished, version, src_dir_fd=directory, dst_dir_fd=directory)
@@ -233,6 +239,7 @@ class AtomicSet:
             _remove(directory, unfinished)
             raise
         os.fsync(directory)
+        self._made = made
         return version
 
     def _put(self, folder: int, name: str, content: Content) -> None:
@@ -293,7 +300,11 @@ class AtomicSet:
 def _read(directory: int, version: str) -> dict[str, bytes]:
     folder = os.open(version, _DIRECTORY, dir_fd=directory)
     try:
-        return {name: _read_file(folder, name) for name in sorted(os.listdir(folder))}
+        found: dict[str, bytes] = {}
+        for name in sorted(os.listdir(folder)):
+            with suppress(PermissionError):
+                found[name] = _read_file(folder, name)
+        return found
     finally:
         os.close(folder)
 

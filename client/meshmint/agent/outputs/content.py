@@ -6,7 +6,10 @@ import os
 import stat
 from dataclasses import dataclass, field
 
-__all__ = ["Content", "has", "put"]
+__all__ = ["Content", "Signature", "has", "put", "signature"]
+
+Signature = tuple[int, ...]
+"""Of one file: differs as soon as anybody has touched it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +37,38 @@ def put(folder: int, name: str, content: Content) -> None:
         left = memoryview(content.data)
         while left:
             left = left[file.write(left) :]
-        if content.owner is not None or content.group is not None:
-            os.fchown(
-                descriptor,
-                -1 if content.owner is None else content.owner,
-                -1 if content.group is None else content.group,
-            )
-        # After the owner, so that nobody else ever has the wider permissions.
+        # At no instant has anybody more than in the end, and only the owner may set a mode.
+        if content.group is not None:
+            os.fchown(descriptor, -1, content.group)
         os.fchmod(descriptor, content.mode)
+        if content.owner is not None:
+            os.fchown(descriptor, content.owner, -1)
         os.fsync(descriptor)
 
 
-def has(folder: int, name: str, content: Content) -> bool:
-    """Whether the folder has this very file, with the right owner and permissions."""
+def signature(folder: int, name: str) -> Signature:
+    """Of a file, whether it may be read or not."""
+    found = os.lstat(name, dir_fd=folder)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def has(
+    folder: int, name: str, content: Content, made: tuple[Content, Signature] | None = None
+) -> bool:
+    """Whether the folder has this very file, with the right owner and permissions.
+
+    Args:
+        folder: The descriptor of the folder.
+        name: The name of the file.
+        content: What it should be.
+        made: What was put there last, and its signature then. It counts where an agent that
+            is not root has given a file away and cannot read it any more.
+    """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(name, flags, dir_fd=folder)
+    except PermissionError:
+        return made == (content, signature(folder, name))
     except OSError:
         return False
     with open(descriptor, "rb") as file:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from meshmint.agent.outputs.content import Content, has, put
+from meshmint.agent.outputs.content import Content, Signature, has, put, signature
 from meshmint.agent.outputs.directories import Placement, open_directory
 from meshmint.agent.outputs.errors import OutputError, could_not
 from meshmint.agent.outputs.locks import Lock, locked
@@ -32,6 +32,7 @@ class SingleFile:
         self._placement = placement
         self._replace = replace
         self._lock: Lock | None = None
+        self._made: tuple[Content, Signature] | None = None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -82,7 +83,7 @@ class SingleFile:
     def _bring_about(self, directory: int, content: Content) -> bool:
         self._refuse_foreign(directory)
         self._tidy(directory)
-        if has(directory, self.path.name, content):
+        if has(directory, self.path.name, content, self._made):
             return False
         passing = self._passing(secrets.token_hex(8))
         try:
@@ -91,6 +92,7 @@ class SingleFile:
         except BaseException:
             self._tidy(directory)
             raise
+        self._made = content, signature(directory, self.path.name)
         os.fsync(directory)
         return True
 

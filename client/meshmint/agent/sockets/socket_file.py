@@ -87,23 +87,32 @@ class SocketFile:
             SocketError: It cannot be given away, or the directory cannot be written.
         """
         made = self._passing / "s"
-        if (self._owner, self._group) != (-1, -1):
-            try:
-                os.chown(made, self._owner, self._group)
-            except OSError as error:
-                raise SocketError(
-                    f"{self._path}: {error.strerror}: only root gives a socket to another user, "
-                    f"and root and its members to a group: change owner or group, or run the "
-                    f"agent as somebody who may"
-                ) from error
+        self._give(made, -1, self._group)
         try:
+            # Before it is given away: only the owner may set a mode.
             made.chmod(self._settings.mode)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._give(made, self._owner, -1)
+        try:
             own = made.lstat()
             made.replace(self._path)
             self._remove_passing()
         except OSError as error:
             raise self._failed(error) from error
         self._undo.callback(self._withdraw, own)
+
+    def _give(self, made: Path, owner: int, group: int) -> None:
+        if (owner, group) == (-1, -1):
+            return
+        try:
+            os.chown(made, owner, group)
+        except OSError as error:
+            raise SocketError(
+                f"{self._path}: {error.strerror}: only root (CAP_CHOWN) gives a socket to another "
+                f"user, and root and its members to a group: change owner or group, or run the "
+                f"agent as somebody who may"
+            ) from error
 
     def _make_passing(self) -> None:
         """Makes the folder in which the socket is made; one of a killed agent is cleared away."""
@@ -190,7 +199,10 @@ class SocketFile:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
             caller.setblocking(False)
             answer = caller.connect_ex(str(self._path))
-        if answer not in {errno.ECONNREFUSED, errno.ENOENT}:
+        # One that was given away is out of reach for an agent that is not root. Nobody else than
+        # an agent gives it that owner, and the lock says that none serves it any more.
+        is_left_behind = answer == errno.EACCES and found.st_uid == self._owner
+        if answer not in {errno.ECONNREFUSED, errno.ENOENT} and not is_left_behind:
             raise SocketError(
                 f"{self._path}: another program serves this socket: stop it, or give the agent "
                 f"another path"
