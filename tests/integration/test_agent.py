@@ -274,6 +274,25 @@ def test_a_second_agent_on_one_output_writes_nothing_there_until_the_first_is_go
             assert read_serial(tmp_path) == other.serial() != serial
 
 
+def test_a_disk_that_hangs_keeps_no_agent_from_ending(agent: AgentProcess) -> None:
+    with agent.running():
+        agent.wait_for("every certificate is there")
+    # A pipe that nobody writes to stands for it: whoever opens it waits for ever.
+    hanging = agent.directory / "hanging.pem"
+    os.mkfifo(hanging)
+    agent.write_config(server=agent.config["server"] | {"ca_file": str(hanging)})
+    code = (
+        "import sys, meshmint.cli.agent as agent; agent._LAST_SECONDS = 1.0; "
+        "from meshmint.cli import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", code, "agent", "-c", str(agent.path)]
+    with agent.log_path.open("ab") as log:
+        agent.process = subprocess.Popen(command, stdout=log, stderr=log)
+    agent.wait_for("every certificate is there", 2)
+    assert agent.stop() == 0
+    assert "something hangs, perhaps a disk" in agent.log_path.read_text()
+
+
 def test_once_gets_what_is_missing_and_nothing_that_is_good(
     agent: AgentProcess, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -55,10 +55,18 @@ class Agent:
         config: Its configuration.
         path: Where that is read again from.
         clock: Tells the time.
+        stops: Called when the agent begins to stop, which may take long where a disk hangs.
     """
 
-    def __init__(self, config: AgentConfig, path: Path, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        path: Path,
+        clock: Clock | None = None,
+        stops: Callable[[], None] = lambda: None,
+    ) -> None:
         self._config = config
+        self._stops = stops
         self._path = path
         self._parts = parts = Parts(
             Connection(config.server, config.auth),
@@ -77,6 +85,7 @@ class Agent:
         )
         self._stopping = asyncio.Event()
         self._reloading = asyncio.Lock()
+        self._reloads: set[asyncio.Task[None]] = set()
 
     # --- for ever ----------------------------------------------------------------------
 
@@ -107,12 +116,12 @@ class Agent:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        reloads: set[asyncio.Task[None]] = set()
 
         def reload() -> None:
-            task = loop.create_task(self._reload())
-            reloads.add(task)
-            task.add_done_callback(reloads.discard)
+            if not self._stopping.is_set():
+                task = loop.create_task(self._reload())
+                self._reloads.add(task)
+                task.add_done_callback(self._reloads.discard)
 
         handlers = {
             signal.SIGTERM: self._stopping.set,
@@ -126,8 +135,6 @@ class Agent:
         finally:
             for number in handlers:
                 loop.remove_signal_handler(number)
-            for task in reloads:
-                task.cancel()
 
     async def _run(self) -> None:
         config = self._config
@@ -149,8 +156,11 @@ class Agent:
                 await self._arrangement.arrange(config)
             await self._stopping.wait()
             self._log.info("agent stops")
+            self._stops()
             self._notifier.stopping()
         finally:
+            # One that is under way would begin again what is ended here.
+            await end(self._reloads)
             await self._arrangement.stop()
             await end(background)
             await self._publicity.say_goodbye()

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import os
 import sys
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["add_agent", "check_agent", "run_agent"]
 
 _EXTRA = ("httpx", "jinja2", "prometheus_client", "pydantic", "rich", "yaml")
+
+# Less than what Kubernetes and the systemd unit wait for; more than anything takes that is well.
+_LAST_SECONDS = 20.0
 
 
 def add_agent(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +96,7 @@ def _run(config: AgentConfig, path: Path, *, only_once: bool) -> int:
     set_up_log(config.log)
 
     async def work() -> None:
-        agent = Agent(config, path)
+        agent = Agent(config, path, stops=_end_in_any_case)
         await (agent.once() if only_once else agent.run())
 
     try:
@@ -100,6 +104,22 @@ def _run(config: AgentConfig, path: Path, *, only_once: bool) -> int:
     except OnceFailed as failed:
         return FAILED if failed.error is None else status_of(failed.error)
     return DONE
+
+
+def _end_in_any_case() -> None:
+    """Has the process end, even if a thread of it waits for a disk that hangs.
+
+    All that the agent writes is made to be killed at any instant.
+    """
+
+    def give_up() -> None:
+        text = "something hangs, perhaps a disk: the agent ends without waiting for it"
+        print(f"error: {text}", file=sys.stderr, flush=True)
+        os._exit(DONE)
+
+    timer = threading.Timer(_LAST_SECONDS, give_up)
+    timer.daemon = True
+    timer.start()
 
 
 def _check(config: AgentConfig, path: Path) -> int:
