@@ -58,7 +58,7 @@ def test_the_lines_of_the_readme_work_as_they_stand(tmp_path: Path) -> None:
             assert done.returncode == 0, f"{lines}\n{done.stdout}{done.stderr}"
             outputs.append(done.stdout)
 
-    grpcurl, python, revoked, role = outputs
+    grpcurl, python, revoked, role, agent = outputs
     assert "meshmint.v1.CertificateService" in grpcurl.splitlines()
     assert f'"spiffe_id": "{SPIFFE_ID}"' in grpcurl
     assert '"trust_domain": "example.org"' in grpcurl
@@ -68,6 +68,8 @@ def test_the_lines_of_the_readme_work_as_they_stand(tmp_path: Path) -> None:
     assert said == ["good", "revoked"]
     assert "+ role web: created" in role
     assert json.loads(role[role.index("{") :])["role"] == "web"
+    assert f"localhost:{port} answers" in agent
+    assert "key.pem -> ..data/key.pem" in agent
 
 
 def test_the_first_screen_has_the_two_commands_and_they_exist() -> None:
