@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-from support.agent import AgentProcess
+from support.agent import AgentProcess, meshmint
 from support.service import Service, make_root
 from support.token_issuer import replace_file
 
@@ -415,7 +415,7 @@ def test_status_is_a_table_in_a_terminal_and_json_for_programs(agent: AgentProce
 
 
 def in_terminal(*arguments: str) -> str:
-    """What the command shows in a terminal of 120 columns."""
+    """What the command shows in a terminal of 150 columns."""
     main, other = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "meshmint", *arguments],
@@ -464,6 +464,20 @@ def test_health_and_metrics_tell_the_truth_and_nothing_secret(agent: AgentProces
         assert 'meshmint_agent_bundle_sequence{trust_domain="mesh.example"}' in metrics
         for page in ("/metrics", "/status", "/ready"):
             assert "PRIVATE" not in agent.get(page)[1]
+
+
+def test_what_a_reaction_has_said_is_for_the_log_alone(
+    agent: AgentProcess, agent_role: str, tmp_path: Path
+) -> None:
+    # Everybody on this machine may ask for the status.
+    command = ["/bin/sh", "-c", "echo Authorization: Bearer secret; exit 7"]
+    reactions = [{"command": command, "attempts": 1}]
+    agent.write_config(certificates=[web(agent_role, tmp_path, after_change=reactions)])
+    with agent.running():
+        (failed, *_) = agent.wait_for("a reaction has failed")
+        assert "it said: Authorization: Bearer secret" in failed["error"]
+        agent.wait_until(lambda: "status 7" in agent.status()["web"]["reaction_error"], "told")
+        assert all("secret" not in agent.get(page)[1] for page in ("/status", "/ready", "/metrics"))
 
 
 def test_rubbish_at_the_health_address_harms_nobody(agent: AgentProcess) -> None:
@@ -531,6 +545,13 @@ def test_roots_that_are_replaced_are_used_without_a_restart(
         agent.wait_for("there is no certificate", code="UNAVAILABLE")
         replace_file(wrong, service.ca_file.read_bytes())
         agent.wait_for("every certificate is there")
+
+
+def test_help_tells_of_what_the_agent_takes_and_of_nothing_else() -> None:
+    told = meshmint("agent", "--help").stdout
+    assert "MESHMINT_AGENT_CONFIG its configuration" in told
+    assert "MESHMINT_TOKEN" not in told  # its token is what its configuration says
+    assert "status: 1 no agent runs" in told
 
 
 def test_without_the_extra_the_command_says_how_to_install_it(tmp_path: Path) -> None:

@@ -176,7 +176,11 @@ class Agent:
         self._parts.conditions.changed()
 
     def _reaction_errors(self) -> Mapping[str, str]:
-        return {name: str(failure) for failure in self._reactor.failures for name in failure.names}
+        return {
+            name: failure.for_everybody
+            for failure in self._reactor.failures
+            for name in failure.names
+        }
 
     async def _reload(self) -> None:
         async with self._reloading:

@@ -37,6 +37,18 @@ exit status:
   5 a certificate does not hold   1 anything else
 """
 
+# It has its own settings, and takes none of these variables but the last.
+_AGENT_ENVIRONMENT = """\
+environment:
+  MESHMINT_AGENT_CONFIG its configuration, as --config
+  NO_COLOR              if set, no colours
+
+exit status:
+  0 done, or ended by SIGTERM   2 the configuration cannot be used, or another agent works here
+  --once: 1 something not written   3 refused   4 not available   5 a certificate does not hold
+  --check: 1 there is a fault       status: 1 no agent runs
+"""
+
 _EXAMPLES = {
     "": """\
 examples:
@@ -158,7 +170,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             name,
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
-            epilog=_EXAMPLES[name] + "\n" + _ENVIRONMENT,
+            epilog=f"{_EXAMPLES[name]}\n{_AGENT_ENVIRONMENT if name == 'agent' else _ENVIRONMENT}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

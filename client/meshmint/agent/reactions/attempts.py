@@ -35,7 +35,7 @@ async def attempt(reaction: Reaction, changes: Sequence[Change]) -> None:
 
 async def tried(reaction: Reaction, changes: Sequence[Change]) -> ReactionFailure | None:
     """Does it, as often as it says, with growing pauses; None if it has succeeded."""
-    text = ""
+    text = said = ""
     for number in range(reaction.attempts):
         if number:
             longest = min(_FIRST_PAUSE_SECONDS * 2**number, _LONGEST_PAUSE_SECONDS)
@@ -43,11 +43,11 @@ async def tried(reaction: Reaction, changes: Sequence[Change]) -> ReactionFailur
         try:
             await attempt(reaction, changes)
         except AttemptFailed as failed:
-            text = str(failed)
+            text, said = str(failed), failed.said
         else:
             return None
     names = tuple(change.name for change in changes)
-    return ReactionFailure(reaction, names, reaction.attempts, text)
+    return ReactionFailure(reaction, names, reaction.attempts, text, said)
 
 
 async def react(reactions: Iterable[Reaction], change: Change) -> list[ReactionFailure]:

@@ -54,7 +54,7 @@ async def run_command(reaction: CommandReaction, changes: Sequence[Change]) -> N
                 await _kill_and_wait(process)
         if status:
             how = f"signal {-status}" if status < 0 else f"status {status}"
-            raise AttemptFailed(f"it ended with {how}" + await tail.said())
+            raise AttemptFailed(f"it ended with {how}", await tail.said())
 
 
 async def _status(process: asyncio.subprocess.Process, seconds: float, tail: _Tail) -> int:
@@ -65,7 +65,8 @@ async def _status(process: asyncio.subprocess.Process, seconds: float, tail: _Ta
         await _end(process)
         raise AttemptFailed(
             f"it did not end within {seconds:g} s and was killed: give it a longer 'timeout', "
-            "or have it do less" + await tail.said()
+            "or have it do less",
+            await tail.said(),
         ) from None
 
 

@@ -57,8 +57,8 @@ async def _call(reaction: HttpReaction, seconds: float) -> None:
         said = printable(bytes(body[:_KEPT_BYTES]))
         wanted = "200 to 299" if expected is None else " or ".join(map(str, expected))
         raise AttemptFailed(
-            f"the answer was {response.status_code}, and {wanted} was expected"
-            + (f"; it said: {said}" if said else "")
+            f"the answer was {response.status_code}, and {wanted} was expected",
+            f"; it said: {said}" if said else "",
         )
 
 
