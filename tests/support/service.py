@@ -246,7 +246,12 @@ class Service:
                 [*self.starter, *serve],
                 env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
-        self.wait_until_ready()
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            # It would go on beside all the tests to come.
+            self.stop()
+            raise
         self.channel = self.new_channel()
         self.stub = CertificateServiceStub(self.channel)
         self.admin = AdminServiceStub(self.channel)
