@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import socket
 import stat
 import subprocess
@@ -86,6 +87,10 @@ def test_a_certificate_is_there_verifies_and_its_key_is_its_own(
 def test_what_the_agent_keeps_is_for_itself_alone(agent: AgentProcess) -> None:
     with agent.running():
         agent.wait_for("every certificate is there")
+        assert agent.process is not None
+        limits = Path(f"/proc/{agent.process.pid}/limits").read_text()
+        # A core file would hold the keys.
+        assert re.search(r"^Max core file size +0 ", limits, re.MULTILINE)
         found = [agent.state, *agent.state.rglob("*")]
         assert agent.state / "certificates" / "web.json" in found
         for path in found:

@@ -91,8 +91,10 @@ def run_agent(arguments: argparse.Namespace) -> int:
 
 def _run(config: AgentConfig, path: Path, *, only_once: bool) -> int:
     from meshmint.agent.app import Agent, OnceFailed  # noqa: PLC0415
+    from meshmint.agent.limits import set_limits  # noqa: PLC0415
     from meshmint.agent.log import set_up_log  # noqa: PLC0415
 
+    set_limits()
     set_up_log(config.log)
 
     async def work() -> None:
