@@ -181,6 +181,21 @@ async def test_delta_conversation_subscribes_renews_removes_and_unsubscribes(
     again.cancel()
 
 
+async def test_clients_cannot_fill_the_log(
+    stub: Any, identities: Identities, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(identities, WEB)
+    for number in range(150):
+        call = stub.StreamSecrets()
+        await call.write(Ask(resource_names=[f"nobody-{number}"]))
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+    told = [r.getMessage() for r in caplog.records if r.name.endswith(".sds")]
+    assert len(told) == 101
+    assert "nobody-99," in told[-2]
+    assert "more than is told in a minute" in told[-1]
+
+
 async def test_unknown_name_is_told_in_the_log_and_sent_the_moment_it_exists(
     stub: Any, identities: Identities, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -257,7 +272,9 @@ async def test_what_is_no_request_ends_the_stream_and_is_no_bug(
     assert ended is (
         grpc.StatusCode.RESOURCE_EXHAUSTED if too_large else grpc.StatusCode.INVALID_ARGUMENT
     )
-    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+    # grpc.aio's poller makes the log of asyncio tell of events that another loop has taken.
+    ours = [r for r in caplog.records if r.name.startswith("meshmint")]
+    assert [r for r in ours if r.levelno >= logging.WARNING] == []
 
 
 async def test_who_asks_once_and_hangs_up_the_sending_side_is_answered(

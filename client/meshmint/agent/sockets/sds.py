@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -39,6 +40,9 @@ Told = TypeVar("Told")
 # How many names a log line or a status tells.
 _TOLD_NAMES = 10
 _NAME_CHARACTERS = 100
+# How many lines the clients of one socket may cause, lest one of them fill the log.
+_MOST_WARNINGS = 100
+_WARNING_SECONDS = 60.0
 
 
 # Streams are written to, not yielded to, as in `WorkloadApi`.
@@ -55,6 +59,7 @@ class SecretDiscovery(sds_pb2_grpc.SecretDiscoveryServiceServicer):
         self._first_request_seconds = first_request_seconds
         self._view: View | None = None
         self._secrets: Secrets | None = None
+        self._warnings = _Warnings()
 
     async def StreamSecrets(  # type: ignore[override]  # noqa: N802, Envoy's name
         self,
@@ -103,7 +108,9 @@ class SecretDiscovery(sds_pb2_grpc.SecretDiscoveryServiceServicer):
     ) -> None:
         async with told(context):
             with self._feed.listen() as news:
-                conversation = _Conversation(context, subscription, news, self._present_secrets)
+                conversation = _Conversation(
+                    context, subscription, news, self._present_secrets, self._warnings
+                )
                 await conversation.run(requests, self._first_request_seconds)
 
     def _present_secrets(self) -> Secrets | None:
@@ -115,6 +122,25 @@ class SecretDiscovery(sds_pb2_grpc.SecretDiscoveryServiceServicer):
         return self._secrets
 
 
+class _Warnings:
+    """Tells of what clients do, and of so much a minute."""
+
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._told = 0
+
+    def tell(self, text: str, *values: object) -> None:
+        """One more line, or none."""
+        now = time.monotonic()
+        if not self._told or now - self._since >= _WARNING_SECONDS:
+            self._since, self._told = now, 0
+        self._told += 1
+        if self._told <= _MOST_WARNINGS:
+            _log.warning(text, *values)
+        elif self._told == _MOST_WARNINGS + 1:
+            _log.warning("The clients of this socket give rise to more than is told in a minute")
+
+
 class _Conversation(Generic[Asked, Told]):
     """One stream: one task reads what the client asks for, the other writes when it is due."""
 
@@ -124,11 +150,13 @@ class _Conversation(Generic[Asked, Told]):
         subscription: Subscription[Asked, Told],
         news: asyncio.Event,
         present_secrets: Callable[[], Secrets | None],
+        warnings: _Warnings,
     ) -> None:
         self._context = context
         self._subscription = subscription
         self._news = news
         self._present_secrets = present_secrets
+        self._warnings = warnings
         self._client = "An Envoy"
         self._missed: set[str] = set()
 
@@ -171,7 +199,7 @@ class _Conversation(Generic[Asked, Told]):
                             self._client = f"The Envoy {clean(node, _NAME_CHARACTERS)!r}"
                     nack = self._subscription.take(request)
                     if nack is not None:
-                        _log.warning(
+                        self._warnings.tell(
                             "%s refuses %s and goes on with what it had: %s",
                             self._client,
                             _listed(nack.names),
@@ -188,7 +216,7 @@ class _Conversation(Generic[Asked, Told]):
     def _tell_missing(self, secrets: Secrets) -> None:
         missing = set(self._subscription.missing(secrets))
         if missing - self._missed:
-            _log.warning(
+            self._warnings.tell(
                 "%s asks for %s, which no certificate or bundle here is called; it is sent as "
                 "soon as there is one",
                 self._client,
