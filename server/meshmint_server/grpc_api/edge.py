@@ -139,8 +139,8 @@ class Call:
             self.edge.audit.refused(
                 self.origin,
                 error,
-                caller=caller and caller.subject,
-                authenticator=caller and caller.authenticator,
+                caller=None if caller is None else caller.subject,
+                authenticator=None if caller is None else caller.authenticator,
             )
             raise
 

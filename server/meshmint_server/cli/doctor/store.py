@@ -112,9 +112,7 @@ def _schema(state: SchemaState) -> Finding:
     )
 
 
-async def _read(
-    store: Store, contents: StoreContents, *, is_older: bool
-) -> AsyncIterator[Finding]:
+async def _read(store: Store, contents: StoreContents, *, is_older: bool) -> AsyncIterator[Finding]:
     for read in (_clock, _roles, _crls, _federated, _jwt_keys):
         try:
             await read(store, contents)
