@@ -26,7 +26,7 @@ import structlog
 from prometheus_client import multiprocess
 
 from meshmint_server.app import EXIT_CONFIG, run_worker
-from meshmint_server.config import Config, ConfigError, HostPort, UnixSocket
+from meshmint_server.config import Config, ConfigError, HostPort
 
 __all__ = ["Supervisor"]
 
@@ -109,10 +109,10 @@ class Supervisor:
         except ConfigError as error:
             log.error("configuration not reloaded; the old one stays", problem=str(error))
             return
-        if _addresses(config) != _addresses(self._config):
+        if config.listeners != self._config.listeners:
             log.error(
                 "a change of an address to listen on needs a restart; nothing was reloaded",
-                addresses=list(_addresses(config)),
+                addresses=list(config.listeners),
             )
             return
         self._config = config
@@ -267,16 +267,6 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _addresses(config: Config) -> dict[str, HostPort | UnixSocket | None]:
-    """Where the workers listen, by the name in the configuration."""
-    return {
-        "listen": config.listen,
-        "http.listen": config.http.listen,
-        "bundle_endpoint.listen": config.bundle_endpoint.listen,
-        "linkerd.listen": config.linkerd.entrance,
-    }
-
-
 @contextlib.contextmanager
 def _reserved(config: Config) -> Iterator[None]:
     """Holds the TCP ports, so that no other server of this user can share them.
@@ -288,7 +278,7 @@ def _reserved(config: Config) -> Iterator[None]:
         ConfigError: A port is taken, or the address is not of this machine.
     """
     with contextlib.ExitStack() as held:
-        for name, address in _addresses(config).items():
+        for name, address in config.listeners.items():
             if isinstance(address, HostPort):
                 held.enter_context(_hold(name, address))
         yield

@@ -252,12 +252,35 @@ async def test_who_finds_no_place_to_wait_is_told_to_come_back(cluster: Cluster)
     assert reasons.count("VERIFIER_BUSY") == 5
 
 
+async def test_whoever_makes_large_pods_keeps_nobody_elses_from_being_found(
+    cluster: Cluster,
+) -> None:
+    # A pod has at most 1.5 MiB in etcd, and each "<" of it six bytes in an answer.
+    pod = make_pod("shop", "large", node="node-1")
+    pod["spec"]["containers"] = [{"env": [{"name": "A", "value": "<" * 1_200_000}]}]
+    cluster.server.pods.append(pod)
+    async with authenticators(cluster) as built:
+        for _ in range(5):
+            with pytest.raises(VerifierUnavailable, match="over 1048576 bytes"):
+                await speak_for(cluster, built, "spiffe://example.org/ns/shop/sa/large")
+        assert str((await speak_for(cluster, built)).spiffe_id) == CART
+
+
+async def test_many_pods_of_one_account_make_no_answer_too_large(cluster: Cluster) -> None:
+    for _ in range(20):
+        pod = make_pod("shop", "many", node="node-1")
+        pod["metadata"]["annotations"] = {"a": "x" * 200_000}
+        cluster.server.pods.append(pod)
+    async with authenticators(cluster) as built:
+        assert await speak_for(cluster, built, "spiffe://example.org/ns/shop/sa/many")
+
+
 async def test_only_what_is_needed_is_asked_for(cluster: Cluster) -> None:
     async with authenticators(cluster) as built:
         await speak_for(cluster, built)
 
     asked = [seen.path for seen in cluster.server.seen]
     assert [seen.method for seen in cluster.server.seen] == ["GET", "GET"]
-    assert all("limit=20" in path for path in asked)
+    assert all(path.endswith("&limit=1") for path in asked)
     assert "metadata.name%3Dztunnel-1" in asked[0]
     assert "spec.nodeName%3Dnode-1%2Cspec.serviceAccountName%3Dcart" in asked[1]

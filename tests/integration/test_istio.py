@@ -168,6 +168,9 @@ def test_a_signer_chooses_a_role_only_if_one_stands_for_it(proxies: Proxies) -> 
     error = refusal(proxies.create, csr, proxies.token(*CART), CertSigner="istio-short")
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "istio.cert_signers" in error.details()
+    line = proxies.audit_of(error)
+    assert line["caller"] == "system:serviceaccount:shop:cart"
+    assert line["reason"] == "INVALID_REQUEST"
 
 
 @pytest.mark.parametrize("value", [5, True, ["a"], {"a": "b"}])
@@ -181,6 +184,7 @@ def test_metadata_that_is_no_text_is_refused(proxies: Proxies, key: str, value: 
     )
 
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert proxies.audit_of(error)["caller"] == "system:serviceaccount:shop:cart"
 
 
 # --- ztunnel --------------------------------------------------------------------------
@@ -244,9 +248,7 @@ def denied(proxies: Proxies, token: str, identity: str, why: str) -> None:
     error = refusal(proxies.create, ztunnel_csr(identity), token, ImpersonatedIdentity=identity)
     assert error.code() is grpc.StatusCode.PERMISSION_DENIED, error.details()
     assert error.details() == "The caller may not ask for this identity."
-    request_id = dict(error.trailing_metadata())["x-request-id"]
-    (line,) = [one for one in proxies.service.log_lines() if one.get("request_id") == request_id]
-    assert line["decision"] == "refused"
+    line = proxies.audit_of(error)
     assert line["reason"] == "IMPERSONATION_DENIED"
     assert why in line["message"]
     assert line["actor"].startswith("system:serviceaccount:")

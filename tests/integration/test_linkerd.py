@@ -90,6 +90,7 @@ def test_what_is_missing_is_named(proxies: Proxies, field: str) -> None:
 
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert field in error.details()
+    assert proxies.audit_of(error)["rpc"] == "Identity/Certify"
 
 
 @pytest.mark.parametrize(

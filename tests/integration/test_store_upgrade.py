@@ -13,6 +13,8 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from meshmint_server.cli.doctor.finding import Level
+from meshmint_server.cli.doctor.store import StoreContents, check_store
 from meshmint_server.issuance import Naming
 from meshmint_server.store import IssuerState, RecordFilter, RecordRow, RoleRow, Store
 from meshmint_server.store.migrate import revisions
@@ -36,6 +38,13 @@ ISSUER = text(
 )
 
 
+def bring_to(connection: Connection, revision: str) -> None:
+    """Makes the schema as it was at a revision."""
+    config = migrations()
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
 async def fill(store: Store, rows: list[RecordRow]) -> None:
     """Makes the first schema, and puts in what its release would have."""
     database = store.database
@@ -43,9 +52,7 @@ async def fill(store: Store, rows: list[RecordRow]) -> None:
         await database.use_write_ahead_log()
 
     def first_schema(connection: Connection) -> None:
-        config = migrations()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
+        bring_to(connection, "0001")
         connection.execute(RECORD, [as_first(row) for row in rows])
         connection.execute(
             text("INSERT INTO roles (name, document) VALUES ('web', '{}')"),
@@ -159,6 +166,26 @@ async def test_a_new_database_has_nothing_to_name(store_url: str, lacks_mark: bo
     await store.record(record_row())
     assert not await store.name_records(250)
     await store.close()
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004", "0005"])
+async def test_doctor_takes_no_older_schema_for_a_store_that_does_not_answer(
+    store_url: str, revision: str
+) -> None:
+    store = Store.open(store_url)
+    await store.database.run_migration(lambda connection: bring_to(connection, revision))
+    contents = StoreContents()
+    found = [finding async for finding in check_store(store, contents)]
+    await store.close()
+
+    assert {one.level for one in found} == {Level.OK, Level.WARNING}
+    assert [one.message for one in found if one.level is Level.WARNING] == [
+        "Its schema is of an older release."
+    ]
+    assert contents.roles == ()
+    assert (contents.issuers == ()) == (revision > "0002")
+    assert (contents.federated == ()) == (revision > "0004")
+    assert contents.jwt_keys is None
 
 
 def test_migrations_are_named_by_their_revisions_in_their_order() -> None:

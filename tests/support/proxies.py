@@ -201,6 +201,13 @@ class Proxies:
         (line,) = [one for one in self.service.log_lines() if one.get("serial") == serial]
         return line
 
+    def audit_of(self, error: grpc.RpcError) -> dict[str, Any]:
+        """The line of the log about a call that was refused."""
+        request_id = dict(error.trailing_metadata())["x-request-id"]  # type: ignore[attr-defined]
+        (line,) = [one for one in self.service.log_lines() if one.get("request_id") == request_id]
+        assert line["decision"] == "refused"
+        return line
+
 
 class WithoutAlpn:
     """Lets a gRPC client connect over TLS that offers no ALPN, as Linkerd's proxy does.

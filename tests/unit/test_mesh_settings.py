@@ -88,8 +88,18 @@ def test_linkerds_identities_end_with_its_trust_domain_or_ours() -> None:
         ({"linkerd": LINKERD | {"trust_domain": "Cluster.local"}}, "lower case"),
         ({"linkerd": LINKERD | {"trust_domain": "cluster.local\n"}}, "lower case"),
         (
-            {"linkerd": LINKERD | {"listen": "127.0.0.1:8080"}, "tls": {"mode": "none"}},
+            {"linkerd": LINKERD | {"listen": "127.0.0.1:8086"}, "tls": {"mode": "none"}},
             "linkerd.listen",
+        ),
+        ({"linkerd": LINKERD | {"listen": "127.0.0.1:8443"}}, "'listen' and 'linkerd.listen'"),
+        ({"linkerd": LINKERD | {"listen": "127.0.0.1:8080"}}, "'http.listen' and 'linkerd.listen'"),
+        (
+            {"listen": "0.0.0.0:8443", "http": {"listen": "0.0.0.0:8443"}},
+            "'listen' and 'http.listen'",
+        ),
+        (
+            {"http": {"listen": "[::1]:1"}, "bundle_endpoint": {"listen": "[::1]:1"}},
+            "'http.listen' and 'bundle_endpoint.listen'",
         ),
     ],
 )
@@ -104,7 +114,7 @@ def test_what_cannot_work_is_refused_with_what_to_do(sections: dict[str, Any], w
 SERVER_NAME = "linkerd-identity.linkerd.serviceaccount.identity.linkerd.example.org"
 WHOLE = {
     "istio": ISTIO | {"node_accounts": ["istio-system/ztunnel"]},
-    "linkerd": LINKERD | {"listen": "127.0.0.1:8080"},
+    "linkerd": LINKERD | {"listen": "127.0.0.1:8086"},
     "tls": {"dns_names": [SERVER_NAME]},
 }
 

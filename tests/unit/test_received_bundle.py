@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from meshmint_server.spiffe import InvalidBundle, JwtKey, TrustBundle, TrustDomain, parse_bundle
 from support.pki import extension, make_root
@@ -251,7 +252,21 @@ def test_a_changed_entry_gives_the_root_or_none_or_is_refused(
     assert read.sequence is None or 0 <= read.sequence < 2**63
 
 
+def test_a_certificate_whose_serial_number_is_not_positive_is_refused() -> None:
+    """The parser only warns of it, until its next release (RFC 5280 section 4.1.2.2)."""
+    der = bytearray(ROOT.public_bytes(Encoding.DER))
+    length = (ROOT.serial_number.bit_length() + 8) // 8
+    der[der.index(ROOT.serial_number.to_bytes(length, "big"))] = 0x80
+    entry = {**ENTRY, "x5c": [base64.b64encode(der).decode()]}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # as in production
+        with pytest.raises(InvalidBundle):
+            parse({"keys": [entry]})
+
+
 @given(st.integers(0, 2000), st.integers(0, 255))
+@example(15, 0x80)  # a serial number that is not positive, of which the parser warns
 def test_no_damage_to_a_certificate_escapes_as_another_error(position: int, octet: int) -> None:
     der = bytearray(ROOT.public_bytes(Encoding.DER))
     der[position % len(der)] = octet

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from meshmint_server.grpc_api import Relay
+from meshmint_server.grpc_api import relay as relay_module
 from support.server_ca import TestCa
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -150,6 +152,111 @@ async def test_beyond_the_limit_nobody_is_let_in_until_somebody_has_gone(
         first.close()
         await until(lambda: not relay.peers)
         assert await _ask(port, ca) == b"x"
+
+
+async def test_who_says_nothing_in_a_handshake_has_a_place_and_then_makes_room(
+    tmp_path: Path, ca: TestCa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "PATIENCE_SECONDS", 0.5)
+    async with relaying(tmp_path / "relay", ca, echo, most=2) as (_, port):
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        with pytest.raises(OSError):  # noqa: PT011 - which one is up to TLS
+            await _ask(port, ca)
+        await asyncio.sleep(0.6)
+        assert await _ask(port, ca) == b"x"
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(silent[0][0].read(1), PATIENCE) == b""
+        for _, writer in silent:
+            writer.transport.abort()
+
+
+async def test_who_is_heard_keeps_its_place_and_who_was_silent_longest_makes_room(
+    tmp_path: Path, ca: TestCa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "PATIENCE_SECONDS", 0.3)
+    async with relaying(tmp_path / "relay", ca, echo, most=2) as (relay, port):
+        heard = await connected(port, ca)
+        silent = await connected(port, ca)
+        await until(lambda: len(relay.peers) == 2)
+        await asyncio.sleep(0.4)
+        heard[1].write(b"x")
+        assert await heard[0].readexactly(1) == b"x"
+
+        newcomer = await connected(port, ca)
+        newcomer[1].write(b"y")
+        assert await newcomer[0].readexactly(1) == b"y"
+        assert await asyncio.wait_for(silent[0].read(1), PATIENCE) == b""
+        heard[1].write(b"z")
+        assert await heard[0].readexactly(1) == b"z"
+        for _, writer in (heard, silent, newcomer):
+            writer.transport.abort()
+
+
+async def test_clients_take_three_descriptors_each_and_half_of_all_at_most(
+    tmp_path: Path, ca: TestCa
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+    try:
+        async with relaying(tmp_path / "relay", ca, echo) as (relay, port):
+            before = _open_files()
+            clients = [await connected(port, ca) for _ in range(20)]
+            await until(lambda: len(relay.peers) == 20)
+            assert _open_files() - before == 20 * (1 + 3)  # one is the client's own
+
+            clients += [await connected(port, ca) for _ in range(30)]
+            await until(lambda: len(relay.peers) == 50)
+            with pytest.raises(OSError):  # noqa: PT011
+                await _ask(port, ca)
+            for _, writer in clients:
+                writer.transport.abort()
+            await until(lambda: not relay.peers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_no_descriptor_left_is_no_end_to_letting_in(tmp_path: Path, ca: TestCa) -> None:
+    async with relaying(tmp_path / "relay", ca, echo) as (_, port):
+        with socket.create_connection(("127.0.0.1", port)):
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            try:
+                await asyncio.sleep(0.3)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert await _ask(port, ca) == b"x"
+
+
+async def test_who_takes_nothing_is_let_go_though_it_stays(
+    tmp_path: Path, ca: TestCa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "STALLED_SECONDS", 0.3)
+    monkeypatch.setattr(relay_module, "FINISH_SECONDS", 0.3)
+
+    async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(MEGABYTES * 8)
+        await writer.drain()
+
+    async with relaying(tmp_path / "relay", ca, say) as (relay, port):
+        _, writer = await connected(port, ca)
+        await until(lambda: bool(relay.peers))
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await until(lambda: not relay.peers)
+        writer.transport.abort()
+
+
+async def test_a_place_too_deep_for_sockets_is_named_at_the_start(
+    tmp_path: Path, ca: TestCa
+) -> None:
+    # Room for the listener's name, and not for those of its clients once they are many.
+    deep = tmp_path / ("d" * (105 - len(os.fsencode(tmp_path / "grpc")) - 1))
+    with pytest.raises(OSError, match="TMPDIR"):
+        async with relaying(deep, ca, echo):
+            pass
 
 
 async def _ask(port: int, ca: TestCa) -> bytes:

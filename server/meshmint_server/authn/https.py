@@ -56,6 +56,8 @@ class _Failure(Exception):
         retry_after: Seconds to tell the caller; None leaves it to the error.
         pause: Seconds for which the service asked to be left alone, if it did.
         outcome: Its outcome, for the metrics.
+        is_trouble: Whether the service is in trouble; otherwise this one answer is of no use,
+            and the next may be.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class _Failure(Exception):
         retry_after: float | None = None,
         pause: float | None = None,
         outcome: str = "failed",
+        is_trouble: bool = True,
     ) -> None:
         super().__init__(what)
         self.what = what
@@ -73,6 +76,7 @@ class _Failure(Exception):
         self.retry_after = retry_after
         self.pause = pause
         self.outcome = outcome
+        self.is_trouble = is_trouble
 
 
 class HttpsClient:
@@ -146,7 +150,10 @@ class HttpsClient:
             outcome = "answered"
         except _Failure as failure:
             outcome = failure.outcome
-            self._back_off.failed(round_, failure.pause)
+            if failure.is_trouble:
+                self._back_off.failed(round_, failure.pause)
+            else:
+                self._back_off.succeeded(round_)
             raise self._unavailable(url, failure) from failure.__cause__
         finally:
             self._observe(outcome, time.perf_counter() - started)
@@ -270,7 +277,8 @@ async def _read(response: httpx.Response) -> bytes:
     async for part in response.aiter_raw():
         parts += part
         if len(parts) > MAX_ANSWER_BYTES:
-            raise _Failure(f"answers with over {MAX_ANSWER_BYTES} bytes")
+            # Whoever makes one object too large must not have all others left alone.
+            raise _Failure(f"answers with over {MAX_ANSWER_BYTES} bytes", is_trouble=False)
     return bytes(parts)
 
 

@@ -31,8 +31,8 @@ FOUND_REMEMBERED_FOR = 10.0
 MISSING_REMEMBERED_FOR = 1.0
 MAX_REMEMBERED = 5000
 MAX_WAITING_PER_LOOKUP = 64
-# One is enough, and some may be on their way out: a pod can be 20 KiB, an answer 1 MiB.
-MOST_PODS = 20
+# One is enough. Of many, or large ones, the answer could be larger than what is read of it.
+MOST_PODS = 1
 OPERATOR_RETRY_AFTER = 5.0
 
 _OVER = ("Succeeded", "Failed")

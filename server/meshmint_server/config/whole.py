@@ -155,6 +155,7 @@ class Config(Section):
                 "admins: an empty matcher makes every caller an administrator: "
                 "name the authenticator and the caller"
             )
+        self._check_listeners()
         self._check_meshes()
         if self.default_ttl > self.max_ttl:
             raise ValueError("default_ttl is longer than max_ttl")
@@ -165,6 +166,28 @@ class Config(Section):
                 "'jwt_svid.publish_for'"
             )
         return self
+
+    @property
+    def listeners(self) -> dict[str, HostPort | UnixSocket]:
+        """Where the workers listen, by the name in the configuration."""
+        addresses = {
+            "listen": self.listen,
+            "http.listen": self.http.listen,
+            "bundle_endpoint.listen": self.bundle_endpoint.listen,
+            "linkerd.listen": self.linkerd.entrance,
+        }
+        return {name: address for name, address in addresses.items() if address is not None}
+
+    def _check_listeners(self) -> None:
+        # Workers share their ports (SO_REUSEPORT), so two listeners would share one as well,
+        # and each client would reach one or the other.
+        names: dict[HostPort | UnixSocket, str] = {}
+        for name, address in self.listeners.items():
+            other = names.setdefault(address, name)
+            if other != name:
+                raise ValueError(
+                    f"'{other}' and '{name}' are the same address, {address}: choose another port"
+                )
 
     def _check_meshes(self) -> None:
         if self.linkerd.entrance is not None and self.tls.mode == "none":

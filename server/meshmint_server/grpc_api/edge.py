@@ -16,10 +16,11 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
+    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -117,12 +118,30 @@ class Call:
             Unauthenticated: There is no credential, or it does not hold.
             VerifierUnavailable: It cannot be checked at present.
         """
-        try:
+        try:  # and not `writing_down`: every request passes here
             return await self.edge.authenticators.authenticate(
                 self.token, within=(deadline or self.deadline).limit, among=among
             )
         except MeshmintError as error:
             self.edge.audit.refused(self.origin, error)
+            raise
+
+    @contextmanager
+    def writing_down(self, caller: Caller | None = None) -> Iterator[None]:
+        """Writes down what is refused inside, before the domain has a part in it.
+
+        Args:
+            caller: Who calls, if that is known.
+        """
+        try:
+            yield
+        except MeshmintError as error:
+            self.edge.audit.refused(
+                self.origin,
+                error,
+                caller=None if caller is None else caller.subject,
+                authenticator=None if caller is None else caller.authenticator,
+            )
             raise
 
     def through(self, actor: Caller) -> Call:

@@ -89,13 +89,15 @@ class IstioService(IstioCertificateServiceServicer):
     ) -> pb.IstioCertificateResponse:
         """A certificate for the caller, or for a pod beside it."""
         caller = await call.authenticate(among=self._authenticators(call))
-        identity = _text(request.metadata, _IMPERSONATED)
+        with call.writing_down(caller):
+            identity = _text(request.metadata, _IMPERSONATED)
+            role = self._role(_text(request.metadata, _CERT_SIGNER))
         if identity:
             actor, call = caller, call.through(caller)
             caller = await call.speak_for(actor, identity, self._rules.node_accounts)
         issued = await self._mint.issue(
             caller,
-            self._role(_text(request.metadata, _CERT_SIGNER)),
+            role,
             lambda: _read(request, caller),
             origin=call.origin,
             deadline=call.deadline,

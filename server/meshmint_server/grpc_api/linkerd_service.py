@@ -83,7 +83,8 @@ class LinkerdService(IdentityServicer):
     @rpc("Identity/Certify", in_words_of=_in_linkerds_words)
     async def Certify(self, request: pb.CertifyRequest, call: Call) -> pb.CertifyResponse:  # noqa: N802
         """A certificate for the proxy's own identity."""
-        _refuse_missing(request)
+        with call.writing_down():
+            _refuse_missing(request)
         # What is no text has no form of a token either, and is refused as such.
         token = request.token.decode("ascii", "replace")
         caller = await replace(call, token=token).authenticate(among=self._rules.authenticators)

@@ -11,9 +11,11 @@ import asyncio
 import contextlib
 import itertools
 import os
+import resource
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,11 +25,22 @@ __all__ = ["Relay"]
 
 log = structlog.get_logger(__name__)
 
-# Beyond that nobody new is let in: each takes three file descriptors.
 MOST_CONNECTIONS = 10_000
+# Of a connection: the client's, ours to gRPC, and gRPC's to us.
+_DESCRIPTORS = 3
+_BACKLOG = 4096
 HANDSHAKE_SECONDS = 10.0
+# Where there is no place left, whoever has been silent for so long makes room.
+PATIENCE_SECONDS = 10.0
+# gRPC gives a client up from whom no ping comes back within this.
+STALLED_SECONDS = 80.0
 FINISH_SECONDS = 10.0
 _PART_BYTES = 64 * 1024
+_COMPLAIN_SECONDS = 60.0
+_ACCEPT_REST_SECONDS = 0.1
+# The longest path of a unix socket (unix(7)), and the end of its name here.
+_LONGEST_PATH = 107
+_LONGEST_NUMBER = 1 << 40
 
 
 class Relay:
@@ -35,7 +48,8 @@ class Relay:
 
     Args:
         directory: For its sockets; nobody else may enter it.
-        most: How many may be connected at a time.
+        most: How many may be connected at a time, those in their handshake included; in any
+            case they take no more than half of the file descriptors that there may be.
 
     Attributes:
         peers: Whom gRPC's peers really are, by how gRPC calls them.
@@ -45,8 +59,10 @@ class Relay:
         self.peers: dict[str, str] = {}
         self._most = most
         self._numbers = itertools.count()
-        self._open: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        # When each was last heard, whoever has been silent for longest first.
+        self._open: OrderedDict[asyncio.Task[None], float] = OrderedDict()
+        self._accepting: asyncio.Task[None] | None = None
+        self._complains_from = 0.0
         self._socket = directory / "grpc"
 
     @property
@@ -56,48 +72,111 @@ class Relay:
 
     @asynccontextmanager
     async def serve(self, bound: socket.socket, tls: ssl.SSLContext) -> AsyncIterator[None]:
-        """Lets clients in until the end, when those that are left are let go."""
-        self._server = await asyncio.start_server(
-            self._let_in,
-            sock=bound,
-            ssl=tls,
-            ssl_handshake_timeout=HANDSHAKE_SECONDS,
-            limit=_PART_BYTES,
-        )
+        """Lets clients in until the end, when those that are left are let go.
+
+        Raises:
+            OSError: It cannot, where it is.
+        """
+        if len(os.fsencode(self._name(_LONGEST_NUMBER))) > _LONGEST_PATH:
+            bound.close()
+            raise OSError(
+                f"{self._socket.parent} is too long a path for the sockets in it: set TMPDIR to a "
+                "shorter one"
+            )
+        most_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if most_files != resource.RLIM_INFINITY:
+            # gRPC's own port, the store and the HTTP port need some as well.
+            self._most = max(1, min(self._most, most_files // (2 * _DESCRIPTORS)))
+        bound.setblocking(False)
+        bound.listen(_BACKLOG)
+        self._accepting = asyncio.create_task(self._accept(bound, tls))
         try:
             yield
         finally:
             self.close()
-            for task in self._open:
+            tasks = [self._accepting, *self._open]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._open, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            bound.close()
 
     def close(self) -> None:
         """Lets nobody new in."""
-        if self._server is not None:
-            self._server.close()
+        if self._accepting is not None:
+            self._accepting.cancel()
 
-    async def _let_in(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is None or len(self._open) >= self._most:
-            writer.transport.abort()
-            return
-        self._open.add(task)
+    async def _accept(self, bound: socket.socket, tls: ssl.SSLContext) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            await self._relay(reader, writer)
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(bound)
+                except OSError as error:  # no file descriptor, for one
+                    self._complain("clients cannot be let in", problem=str(error))
+                    await asyncio.sleep(_ACCEPT_REST_SECONDS)
+                    continue
+                if not self._has_room(loop.time()):
+                    connection.close()
+                    continue
+                task = loop.create_task(self._let_in(connection, tls))
+                self._open[task] = loop.time()
+                await asyncio.sleep(0)  # many at once keep nobody else waiting
+        finally:
+            bound.close()
+
+    def _has_room(self, now: float) -> bool:
+        """Whether one more may be let in, for which another may have to go."""
+        if len(self._open) < self._most:
+            return True
+        self._complain("as many clients are connected as may be", connections=self._most)
+        silent, heard_at = next(iter(self._open.items()))
+        if now - heard_at < PATIENCE_SECONDS:
+            return False
+        del self._open[silent]
+        silent.cancel()
+        return True
+
+    def _complain(self, what: str, **details: object) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._complains_from:
+            self._complains_from = now + _COMPLAIN_SECONDS
+            log.warning(f"the listener for Linkerd's proxies: {what}", **details)
+
+    async def _let_in(self, connection: socket.socket, tls: ssl.SSLContext) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 -- a coroutine that runs has one
+
+        def note() -> None:
+            if task in self._open:
+                self._open[task] = task.get_loop().time()
+                self._open.move_to_end(task)
+
+        try:
+            peer = connection.getpeername()
+            reader, writer = await _secured(connection, tls)
+            try:
+                await self._relay(reader, writer, peer, note)
+            finally:
+                writer.transport.abort()
         except (OSError, asyncio.CancelledError):
-            pass  # Either side is gone, or the worker is about to be.
+            pass  # Either side is gone, or makes room, or the worker is about to be gone.
         except Exception as error:
             log.error("bug: unexpected error in the relay", exc_info=error)
         finally:
-            self._open.discard(task)
-            writer.transport.abort()
+            self._open.pop(task, None)
+            connection.close()
 
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async with self._connected(writer.get_extra_info("peername")) as (inner, outer):
+    async def _relay(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        peer: tuple[str, int],
+        note: Callable[[], None],
+    ) -> None:
+        async with self._connected(peer) as (inner, outer):
             tasks = [
-                asyncio.create_task(_copy(reader, outer)),
-                asyncio.create_task(_copy(inner, writer)),
+                asyncio.create_task(_copy(reader, outer, note)),
+                asyncio.create_task(_copy(inner, writer, note)),
             ]
             try:
                 # TLS has no half of a connection: when one direction ends, all of it does, but
@@ -114,9 +193,10 @@ class Relay:
         self, peer: tuple[str, int]
     ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         """A connection to the gRPC listener, which knows it by a name of its own."""
-        name = f"{self._socket}-{next(self._numbers)}"
+        name = self._name(next(self._numbers))
         known_as = f"unix:{name}"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain:
+        with contextlib.ExitStack() as stack:
+            plain = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             plain.setblocking(False)
             plain.bind(name)
             try:
@@ -124,24 +204,39 @@ class Relay:
             finally:
                 os.unlink(name)
             self.peers[known_as] = _spelled(peer)
-            try:
-                reader, writer = await asyncio.open_unix_connection(
-                    sock=plain.dup(), limit=_PART_BYTES
-                )
-                try:
-                    yield reader, writer
-                finally:
-                    writer.transport.abort()
-            finally:
-                del self.peers[known_as]
+            stack.callback(self.peers.pop, known_as)
+            reader, writer = await asyncio.open_unix_connection(sock=plain, limit=_PART_BYTES)
+            stack.callback(writer.transport.abort)
+            yield reader, writer
+
+    def _name(self, number: int) -> str:
+        return f"{self._socket}-{number}"
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Copies until the end, no faster than what is copied can leave."""
-    with contextlib.suppress(OSError):
+async def _secured(
+    connection: socket.socket, tls: ssl.SSLContext
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """The connection after the handshake of TLS; OSError if that fails or takes too long."""
+    loop = asyncio.get_running_loop()
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    reader = asyncio.StreamReader(limit=_PART_BYTES, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport, _ = await loop.connect_accepted_socket(
+        lambda: protocol, connection, ssl=tls, ssl_handshake_timeout=HANDSHAKE_SECONDS
+    )
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+async def _copy(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, note: Callable[[], None]
+) -> None:
+    """Copies until the end, no faster than what is copied can leave; or until that is stuck."""
+    with contextlib.suppress(OSError):  # a TimeoutError is one
         while part := await reader.read(_PART_BYTES):
+            note()
             writer.write(part)
-            await writer.drain()
+            async with asyncio.timeout(STALLED_SECONDS):
+                await writer.drain()
 
 
 async def _finish(writer: asyncio.StreamWriter) -> None:

@@ -53,13 +53,14 @@ def build_http_api(
     """
     application = Starlette(
         routes=[
+            # First: an issuer's path may be one below which others take everything.
+            *(() if jwt is None else jwt_key_routes(jwt)),
             *operation_routes(probe),
             *certificate_routes(issuers),
             *crl_routes(crls, issuers, crl_max_age),
             *ocsp_routes(responder),
             bundle_route(bundles, "/bundle.json"),
             bundle_route(bundles, "/bundle.pem", "pem"),
-            *(() if jwt is None else jwt_key_routes(jwt)),
         ]
     )
     # To where the Host header says: a path that names nothing is not found.

@@ -51,16 +51,18 @@ def jwt_key_routes(publication: JwtPublication) -> list[Route]:
     """The JWK set and, where there is an issuer, its discovery document."""
     max_age = int(publication.max_age.total_seconds())
 
-    def document(content: bytes, media_type: str) -> Document:
+    def document(content: bytes, media_type: str, keep: int = max_age) -> Document:
         tag = hashlib.sha256(content).hexdigest()[:32]  # equal bytes on every replica
-        return Document(content, media_type, tag, max_age)
+        return Document(content, media_type, tag, keep)
 
     async def serve_keys(request: Request) -> Response:
         keys = publication.keys.published
         if not (publication.is_enabled or keys):
             return not_found()
         content = key_set(keys, "sig").encode("ascii")
-        return respond(request, document(content, "application/jwk-set+json"))
+        # The first key signs as soon as every worker hands it out.
+        keep = max_age if keys else 0
+        return respond(request, document(content, "application/jwk-set+json", keep))
 
     async def serve_discovery(request: Request) -> Response:
         return respond(request, document(discovery, "application/json"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.utils import CryptographyDeprecationWarning
 
 from meshmint_server.spiffe.id import SCHEME, InvalidSpiffeId, SpiffeId, TrustDomain
 from meshmint_server.spiffe.jwt_key import InvalidJwk, JwtKey, parse_jwt_key
@@ -132,12 +134,19 @@ def _root(key: dict[str, Any], trust_domain: TrustDomain) -> bytes:
         raise InvalidBundle("an entry for x509-svid has no certificate in 'x5c'")
     try:
         der = base64.b64decode(chain[0].encode("ascii"), validate=True)
-        certificate = x509.load_der_x509_certificate(der)
-        parameters = key_parameters(certificate.public_key())
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        names = _uris(certificate)
+        with warnings.catch_warnings():
+            # What the parser warns of, such as a serial number that is not positive (RFC 5280
+            # section 4.1.2.2), its next release refuses, ours and our clients' alike.
+            warnings.simplefilter("error", CryptographyDeprecationWarning)
+            certificate = x509.load_der_x509_certificate(der)
+            parameters = key_parameters(certificate.public_key())
+            extensions = certificate.extensions
+            constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
+            names = _uris(certificate)
     except x509.ExtensionNotFound:
         raise InvalidBundle("a certificate is not that of a CA") from None
+    except CryptographyDeprecationWarning:
+        raise InvalidBundle("a certificate in 'x5c' is not one as RFC 5280 has it") from None
     except (
         UnicodeEncodeError,
         binascii.Error,
