@@ -719,8 +719,9 @@ def test_roles_for_jwt_svids_that_are_off_and_tokens_without_end_are_doubtful(
     own = {"kind": "jwt", "name": "own", "issuer": "https://jwt.example", "audiences": ["me"],
            "jwks_file": str(patient.directory / "tokens-issuer" / "jwks.json")}  # fmt: skip
     patient.change_config(
-        jwt_svid={"enabled": True, "issuer": "https://jwt.example"},
+        jwt_svid={"enabled": True, "issuer": "https://jwt.example", "publish_for": "4m"},
         authenticators=[*patient.config["authenticators"], own],
     )
     messages = [message for _, subject, message in patient.bad(0) if subject == "jwt_svid"]
     assert any("own JWT-SVIDs" in message and "without end" in message for message in messages)
+    assert any("verifiers may keep the keys" in message for message in messages)

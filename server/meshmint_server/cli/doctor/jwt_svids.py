@@ -13,6 +13,7 @@ from meshmint_server.cli.doctor.words import moment_words
 from meshmint_server.config import Config
 from meshmint_server.errors import InvalidRole
 from meshmint_server.policy import Role
+from meshmint_server.policy.durations import format_duration
 from meshmint_server.store import JwtKeyRow, JwtKeyState, RoleRow
 
 __all__ = ["check_jwt_svids"]
@@ -29,6 +30,7 @@ def check_jwt_svids(
     rules = jwt_key_rules(config)
     if config.jwt_svid.enabled:
         yield from _keys(rows, rules, now)
+        yield from _hurry(config)
         yield from _own_tokens(config)
         return
     granting = [name for name in map(_name_if_granting, roles) if name is not None]
@@ -61,6 +63,18 @@ def _keys(rows: Sequence[JwtKeyRow], rules: JwtKeyRules, now: datetime) -> Itera
         yield ok(
             _SUBJECT,
             f"The key {active.key_id} signs since {moment_words(active.activated_at)}.",
+        )
+
+
+def _hurry(config: Config) -> Iterator[Finding]:
+    hint = config.bundle_endpoint.refresh_hint
+    if config.jwt_key_published_for < hint:
+        yield warning(
+            _SUBJECT,
+            "A key is published before it signs for less time than verifiers may keep the keys "
+            "that they have: until they look again, they refuse the new one's tokens.",
+            "Make 'jwt_svid.publish_for' several times 'bundle_endpoint.refresh_hint', which is "
+            f"{format_duration(hint)}, or leave it out.",
         )
 
 
