@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from meshmint_server.authn import Authenticators
+from meshmint_server.authn import Authenticators, node_proxy
 from meshmint_server.errors import ImpersonationDenied, VerifierUnavailable
 from meshmint_server.policy import Caller
 from support.cluster import Cluster, running_cluster
@@ -238,6 +238,38 @@ async def test_what_is_asked_at_one_time_is_bounded(cluster: Cluster) -> None:
 
     assert most == 2
     assert cluster.server.count(SHOP) == len(names)
+
+
+async def test_a_proxy_that_floods_keeps_none_of_another_node_from_being_answered(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_proxy, "MOST_AT_ONCE", 8)
+    cluster.server.pods += [
+        make_pod("istio-system", "ztunnel", node="node-2", name="ztunnel-2", uid="uid-2"),
+        make_pod("shop", "cart", node="node-2"),
+    ]
+    other = cluster.issuer.jwt(
+        cluster.issuer.kubernetes_claims("istio-system", "ztunnel", pod="ztunnel-2",
+                                         pod_uid="uid-2", node="node-2")
+    )  # fmt: skip
+    async with authenticators(cluster, max_waiting=9) as built:
+        flooding = await built.authenticate(ztunnel_token(cluster))
+        honest = await built.authenticate(other)
+        await built.speak_for(honest, CART, ACCOUNTS)
+        await built.speak_for(flooding, CART, ACCOUNTS)
+        cluster.stop_clock()
+        cluster.server.faults[SHOP] = lambda given: replace(given, delay=1.0)
+        flood = asyncio.gather(
+            *(
+                built.speak_for(flooding, f"spiffe://example.org/ns/shop/sa/a-{n}", ACCOUNTS)
+                for n in range(40)
+            ),
+            return_exceptions=True,
+        )
+        await asyncio.sleep(0.2)
+        assert await built.speak_for(honest, CART, ACCOUNTS)
+        busy = [one for one in await flood if isinstance(one, VerifierUnavailable)]
+        assert [one.reason for one in busy].count("VERIFIER_BUSY") == 32
 
 
 async def test_who_finds_no_place_to_wait_is_told_to_come_back(cluster: Cluster) -> None:

@@ -266,7 +266,7 @@ async def test_operators_may_hurry_and_are_told_what_it_breaks(replica: Replica)
         await replica.succession.activate(new.key_id, at_revision=revision)
     with pytest.raises(PreconditionFailed, match="Only the next one"):
         await replica.succession.activate(old.key_id, at_revision=revision)
-    with pytest.raises(PreconditionFailed, match="Only a retired one"):
+    with pytest.raises(PreconditionFailed, match="is active"):
         await replica.succession.remove(old.key_id, at_revision=revision, at_once=True)
     with pytest.raises(NotFound):
         await replica.succession.remove("jwt-none", at_revision=revision)
@@ -323,6 +323,44 @@ async def test_a_key_that_cannot_be_opened_is_published_and_looked_for_again(
     hidden.rename(path)
     await book.refresh()
     assert await book.signing().key.sign(b"data", default_algorithm(signing.public_key))
+
+
+async def test_a_next_key_that_is_lost_can_be_removed_and_another_is_made(
+    replica: Replica, tmp_path: Path
+):
+    await replica.run_after(HOUR)
+    await replica.run_after(SOON)
+    assert await replica.run_after(15 * DAY) == ["active", "next"]
+    for path in (tmp_path / "keys").iterdir():
+        path.unlink()
+    # What a process holds open it keeps; an operator's command begins anew.
+    fresh = KeyRing(
+        file_directory=tmp_path / "keys", passphrase_source=f"file:{tmp_path / 'passphrase'}"
+    )
+    operator = JwtKeySuccession(replica.store, fresh, RULES, clock=lambda: replica.clock.now)
+    revision, (_, lost), _ = await operator.look()
+    with pytest.raises(KeyUnavailable):
+        await operator.activate(lost.key_id, at_revision=revision, at_once=True)
+
+    await operator.remove(lost.key_id, at_revision=revision)
+    made = await operator.prepare()
+    revision, _, _ = await operator.look()
+    await operator.activate(made.key_id, at_revision=revision, at_once=True)
+    await fresh.close()
+    states = {row.key_id: row.state.value for row in await replica.rows()}
+    assert (states[lost.key_id], states[made.key_id]) == ("gone", "active")
+
+
+async def test_a_key_that_was_to_be_made_where_none_are_made_any_more_is_made_elsewhere(
+    replica: Replica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as before:
+        before.setattr(KeyRing, "place_of", lambda _, label: f"pkcs11:token=old;object={label}")
+        with capture_logs():
+            assert await replica.run_after(HOUR) == ["pending"]
+    assert await replica.run_after(timedelta(seconds=10)) == ["next"]
+    assert await replica.run_after(SOON) == ["active"]
+    assert keys_in(tmp_path) == 1
 
 
 async def test_a_token_that_hangs_keeps_no_verifier_from_knowing_a_key(

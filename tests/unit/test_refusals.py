@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -26,7 +27,14 @@ from meshmint_server.errors import (
 from meshmint_server.grpc_api import Edge
 from meshmint_server.grpc_api.edge import Call, rpc
 from meshmint_server.grpc_api.translate import issue_request
-from meshmint_server.issuance import Administration, Administrators, Deadline, Mint
+from meshmint_server.issuance import (
+    Administration,
+    Administrators,
+    Admission,
+    Deadline,
+    JwtSvids,
+    Mint,
+)
 from meshmint_server.policy import Bounds, Caller, CallerMatcher, CertificateRequest, Role
 from meshmint_server.spiffe import TrustDomain
 
@@ -53,14 +61,15 @@ class Roles:
         self.roles = {role.name: role}
 
 
-def make_mint(subject: str, audit: AuditLog) -> Mint:
+def make_mint(subject: str, audit: AuditLog, **options: Any) -> Mint:
     role = Role.from_document({"name": "r", "spiffe": "own", "callers": [{"subject": subject}]})
     return Mint(
-        roles=Roles(role),  # type: ignore[arg-type]
+        roles=options.pop("roles", Roles(role)),
         issuers=None,  # type: ignore[arg-type]
         store=None,  # type: ignore[arg-type]
         bounds=Bounds(TRUST_DOMAIN, timedelta(hours=1), timedelta(days=30)),
         audit=audit,
+        **options,
     )
 
 
@@ -83,6 +92,45 @@ async def test_nothing_is_read_for_a_caller_without_the_role() -> None:
         await make_mint("alice", audit).issue(
             CALLER, "r", _must_not_be_called, origin=ORIGIN, deadline=Deadline.after(5)
         )
+    assert audit.reasons == ["ROLE_DENIED"]
+
+
+@pytest.mark.parametrize("what", ["certificate", "JWT-SVID"])
+@pytest.mark.parametrize("becomes", ["gone", "for somebody else"])
+async def test_a_role_that_is_taken_back_while_a_request_waits_grants_it_nothing(
+    what: str, becomes: str
+) -> None:
+    document = {
+        "name": "r", "spiffe": "own", "callers": [{"subject": "eve"}],
+        "jwt_svid": {"audiences": ["a"]},
+    }  # fmt: skip
+    roles = Roles(Role.from_document(document))
+    audit, admission = Refusals(), Admission(working=1)
+    asked: Any = {"origin": ORIGIN, "deadline": Deadline.after(30)}
+    async with admission.enter(CALLER, "r", Deadline.after(30)):
+        if what == "certificate":
+            mint = make_mint("eve", audit, roles=roles, admission=admission)
+            waiting: Coroutine[Any, Any, object] = mint.issue(
+                CALLER, "r", _must_not_be_called, **asked
+            )
+        else:
+            svids = JwtSvids(
+                roles=roles,  # type: ignore[arg-type]
+                keys=None,  # type: ignore[arg-type]
+                bounds=Bounds(TRUST_DOMAIN, timedelta(hours=1), timedelta(days=30)),
+                audit=audit,
+                admission=admission,
+            )
+            waiting = svids.issue(CALLER, "r", _must_not_be_called, **asked)
+        task = asyncio.create_task(waiting)
+        while not admission.waiting:  # noqa: ASYNC110 - there is nothing to be told by
+            await asyncio.sleep(0)
+        if becomes == "gone":
+            roles.roles = {}
+        else:
+            roles.roles = {"r": Role.from_document(document | {"callers": [{"subject": "bob"}]})}
+    with pytest.raises(RoleDenied):
+        await task
     assert audit.reasons == ["ROLE_DENIED"]
 
 

@@ -8,10 +8,13 @@ whoever takes a node over gets the identities of that node and of no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 from meshmint_server.authn.pods import Pods
 from meshmint_server.authn.service_account import is_namespace, is_object_name
+from meshmint_server.authn.waiting import busy
 from meshmint_server.errors import ImpersonationDenied, InvalidRequest, Violation
 from meshmint_server.policy.caller import Attribute, Caller
 from meshmint_server.spiffe import InvalidSpiffeId, SpiffeId
@@ -19,6 +22,9 @@ from meshmint_server.spiffe import InvalidSpiffeId, SpiffeId
 __all__ = ["NodeProxies", "service_account_in"]
 
 FIELD = "metadata.ImpersonatedIdentity"
+# A proxy of a node full of pods asks for some of them at a time; one that floods must leave
+# the API server, and the places to wait for it, to the others.
+MOST_AT_ONCE = 128
 Render = Callable[[Mapping[str, Attribute]], SpiffeId | None]
 
 
@@ -35,6 +41,7 @@ class NodeProxies:
         self._authenticator = authenticator
         self._render = render
         self._pods = pods
+        self._asking: Counter[str] = Counter()
 
     async def speak_for(self, actor: Caller, identity: str, accounts: Collection[str]) -> Caller:
         """The service account that a node's proxy may speak for.
@@ -70,11 +77,12 @@ class NodeProxies:
                 f"{self._authenticator!r} gives service account {namespace}/{name} "
                 f"the SPIFFE ID {own or 'of nobody'}."
             )
-        node = await self._node_of(actor)
-        if not await self._pods.is_on(node, namespace, name):
-            raise ImpersonationDenied(
-                f"{actor.subject} on node {node} asks for {wanted}, which has no pod there."
-            )
+        with self._place(actor):
+            node = await self._node_of(actor)
+            if not await self._pods.is_on(node, namespace, name):
+                raise ImpersonationDenied(
+                    f"{actor.subject} on node {node} asks for {wanted}, which has no pod there."
+                )
         return Caller(
             authenticator=self._authenticator,
             subject=f"system:serviceaccount:{namespace}:{name}",
@@ -82,6 +90,20 @@ class NodeProxies:
             spiffe_id=own,
             expires_at=actor.expires_at,
         )
+
+    @contextmanager
+    def _place(self, actor: Caller) -> Iterator[None]:
+        """One of the places that a proxy has, which its pod tells from those of other nodes."""
+        pod = _one(actor, "kubernetes.pod_uid")
+        if self._asking[pod] >= MOST_AT_ONCE:
+            raise busy(f"the API server of authenticator '{self._authenticator}'")
+        self._asking[pod] += 1
+        try:
+            yield
+        finally:
+            self._asking[pod] -= 1
+            if not self._asking[pod]:
+                del self._asking[pod]
 
     async def _node_of(self, actor: Caller) -> str:
         """The node that the proxy's own pod is on, by what the API server knows now."""

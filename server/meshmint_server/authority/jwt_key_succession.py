@@ -80,6 +80,10 @@ class JwtKeySuccession:
                 place = self._keyring.place_of(key_id)
                 row = JwtKeyRow(key_id, JwtKeyState.PENDING, place, b"", now)
                 revision = await self._put(row, revision)
+            elif (place := self._keyring.place_of(row.key_id)) != row.key_uri:
+                # Keys are made elsewhere since: there it would be waited for in vain.
+                row = replace(row, key_uri=place)
+                revision = await self._put(row, revision)
             key = await self._keyring.find_or_generate(row.key_uri, KeyAlgorithmName.EC_P256)
             row = replace(
                 row,
@@ -141,7 +145,10 @@ class JwtKeySuccession:
         return row
 
     async def remove(self, key_id: str, *, at_revision: int, at_once: bool = False) -> JwtKeyRow:
-        """Stops publishing a key that signs no more: nobody is to believe its tokens.
+        """Stops publishing a key that does not sign: nobody is to believe its tokens.
+
+        One that was to sign next never did, so it may go at any time: its token may be lost,
+        and nothing would ever follow it.
 
         Args:
             key_id: The key.
@@ -150,19 +157,20 @@ class JwtKeySuccession:
 
         Raises:
             NotFound: There is no such key.
-            PreconditionFailed: It signs, or will, or tokens of it can live.
+            PreconditionFailed: It signs, or tokens of it can live.
             StoreUnavailable: The database does not answer, or something has just changed.
         """
         row = _named(await self._rows(at_revision), key_id)
         if row.state is JwtKeyState.GONE:
             return row
-        if row.state is not JwtKeyState.RETIRED:
+        if row.state is JwtKeyState.ACTIVE:
             raise PreconditionFailed(
-                f"The key '{key_id}' is {row.state.value}. Only a retired one can be removed.",
+                f"The key '{key_id}' is active. Have another one sign first.",
                 reason="JWT_KEY_IN_USE",
             )
         until = needed_until(row, self._rules)
-        if not at_once and (until is None or await self._time() < until):
+        may_be_needed = row.state is JwtKeyState.RETIRED and not at_once
+        if may_be_needed and (until is None or await self._time() < until):
             raise PreconditionFailed(
                 f"Tokens that the key '{key_id}' signed may live"
                 f"{'' if until is None else f' until {until:%Y-%m-%dT%H:%M:%SZ}'}. "

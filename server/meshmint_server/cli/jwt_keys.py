@@ -84,7 +84,11 @@ def remove(
         typer.Option("--at-once", help="Even though tokens of it live: they all stop to verify."),
     ] = False,
 ) -> None:
-    """Stops publishing a key that signs no more. It stays where it is."""
+    """Stops publishing a key that does not sign: one that retired, or the next one.
+
+    The next one never signed. Where its token is lost, nothing would follow until it is
+    removed: the service then makes another. The key itself stays where it is.
+    """
     asyncio.run(_remove(Config.load(config), key, at_once))
     out.print(
         f"The key {key} is not published any more. Verifiers know at their next refresh.",

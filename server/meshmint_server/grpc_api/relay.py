@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import structlog
 
@@ -68,7 +69,7 @@ class Relay:
     @property
     def address(self) -> str:
         """Where the gRPC listener is to listen, without TLS."""
-        return f"unix:{self._socket}"
+        return _uri(str(self._socket))
 
     @asynccontextmanager
     async def serve(self, bound: socket.socket, tls: ssl.SSLContext) -> AsyncIterator[None]:
@@ -194,7 +195,7 @@ class Relay:
     ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         """A connection to the gRPC listener, which knows it by a name of its own."""
         name = self._name(next(self._numbers))
-        known_as = f"unix:{name}"
+        known_as = _uri(name)
         with contextlib.ExitStack() as stack:
             plain = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             plain.setblocking(False)
@@ -245,6 +246,11 @@ async def _finish(writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(FINISH_SECONDS):
             await writer.wait_closed()
+
+
+def _uri(path: str) -> str:
+    """A unix socket as gRPC spells it: the path is that of a URI (RFC 3986 section 3.3)."""
+    return "unix:" + quote(path, safe="/:@!$&'()*+,;=~")
 
 
 def _spelled(peer: tuple[str, int]) -> str:

@@ -27,6 +27,7 @@ from meshmint_server.policy import (
     Role,
     choose_jwt_svid_role,
     decide_jwt_svid,
+    still_chosen,
 )
 
 __all__ = ["IssuedJwtSvid", "JwtSvids"]
@@ -124,6 +125,7 @@ class JwtSvids:
                 )
             role = choose_jwt_svid_role(self._roles.roles, caller, role_name)
             async with self._admission.enter(caller, role.name, deadline), deadline.limit():
+                role = still_chosen(self._roles.roles, caller, role)
                 return await self._issue(role, caller, read(), origin)
         except MeshmintError as error:
             self._audit.refused(

@@ -36,6 +36,7 @@ from meshmint_server.policy import (
     KeyAlgorithm,
     Role,
     choose_role,
+    still_chosen,
 )
 from meshmint_server.store import RecordRow, Store
 
@@ -104,6 +105,7 @@ class Mint:
             role = choose_role(self._roles.roles, caller, role_name)
             attempt = None if retryable is None else Attempt.of(caller, role.name, retryable)
             async with self._admission.enter(caller, role.name, deadline):
+                role = still_chosen(self._roles.roles, caller, role)
                 if attempt is None or role.no_store:
                     return await self.issue_under(
                         role, caller, read(), origin=origin, deadline=deadline

@@ -2,7 +2,7 @@
 
 from meshmint_server.policy.caller import Attribute, Caller
 from meshmint_server.policy.callers import CallerMatcher
-from meshmint_server.policy.choose import choose_jwt_svid_role, choose_role
+from meshmint_server.policy.choose import choose_jwt_svid_role, choose_role, still_chosen
 from meshmint_server.policy.csr import parse_csr, parse_csr_der
 from meshmint_server.policy.decide import Bounds, Decider, decide
 from meshmint_server.policy.decision import Decision, Grant
@@ -65,4 +65,5 @@ __all__ = [
     "only_spiffe_id",
     "parse_csr",
     "parse_csr_der",
+    "still_chosen",
 ]

@@ -8,7 +8,7 @@ from meshmint_server.errors import RoleAmbiguous, RoleDenied, Violation
 from meshmint_server.policy.caller import Caller
 from meshmint_server.policy.role import Role
 
-__all__ = ["choose_jwt_svid_role", "choose_role"]
+__all__ = ["choose_jwt_svid_role", "choose_role", "still_chosen"]
 
 
 def choose_role(roles: Mapping[str, Role], caller: Caller, name: str) -> Role:
@@ -56,6 +56,15 @@ def choose_jwt_svid_role(roles: Mapping[str, Role], caller: Caller, name: str) -
             "No role grants this caller JWT-SVIDs. Ask an operator for one with 'jwt_svid'."
         )
     return _only(fitting)
+
+
+def still_chosen(roles: Mapping[str, Role], caller: Caller, role: Role) -> Role:
+    """The role as it is now, for a call that has waited since it was chosen.
+
+    Raises:
+        RoleDenied: It is gone, or not for this caller any more.
+    """
+    return role if roles.get(role.name) is role else choose_role(roles, caller, role.name)
 
 
 def _only(fitting: list[Role]) -> Role:

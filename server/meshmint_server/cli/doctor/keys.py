@@ -39,6 +39,9 @@ _REPLACE = (
 _REPLACE_JWT_KEY = (
     "Have another one sign: 'meshmintd jwt-keys rotate --at-once', and then 'jwt-keys remove'."
 )
+_REPLACE_NEXT_JWT_KEY = (
+    "Have the service make another one: 'meshmintd jwt-keys remove'. This one has signed nothing."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,9 @@ def _known(issuers: Sequence[IssuerRow], jwt_keys: Sequence[JwtKeyRow]) -> Itera
     for key in jwt_keys:
         # One that retired is only verified with.
         if key.state in (JwtKeyState.NEXT, JwtKeyState.ACTIVE):
-            yield _Known(key.key_id, key.key_uri, key.public_key, True, _REPLACE_JWT_KEY)
+            is_next = key.state is JwtKeyState.NEXT
+            replace = _REPLACE_NEXT_JWT_KEY if is_next else _REPLACE_JWT_KEY
+            yield _Known(key.key_id, key.key_uri, key.public_key, True, replace)
 
 
 async def check_keys(
