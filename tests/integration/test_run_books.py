@@ -22,7 +22,7 @@ from support.service import ADMIN, Service, ServiceFactory, make_root, sign_inte
 PAGE = Path(__file__).parents[2] / "docs/operations/rotation.md"
 CEREMONY = PAGE.with_name("ceremony.md")
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 
 class RunBooks:

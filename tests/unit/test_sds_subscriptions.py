@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import status_pb2
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from meshmint.agent.identities import Bundle
 from meshmint.agent.sockets.feed import View
@@ -576,6 +576,8 @@ def test_client_ends_with_the_newest_of_all_it_asked_for_whatever_was_said(
     assert talk.hear() is None
 
 
+@example(steps=[("add", {"api"}), ("hear", set()), ("lose", set()), ("add", {"api"})])
+@example(steps=[("add", {"*"}), ("hear", set()), ("drop", {"*"}), ("add", {"*"})])
 @given(
     steps=st.lists(
         st.tuples(

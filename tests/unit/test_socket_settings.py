@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 
 def parse(**changes: Any) -> SocketSettings:
-    return SocketSettings.model_validate({"path": "/run/meshmint/agent.sock", **changes})
+    return SocketSettings.model_validate({"path": "/run/meshmint-agent/agent.sock", **changes})
 
 
 def test_a_path_is_enough_and_the_rest_is_careful() -> None:
@@ -98,5 +98,5 @@ def test_sockets_in_the_guide_can_be_used(page: str) -> None:
     found = [one for block in blocks for one in yaml.safe_load(block).get("sockets", ())]
 
     assert [SocketSettings.model_validate(one).path for one in found] == [
-        "/run/meshmint/agent.sock"
+        "/run/meshmint-agent/agent.sock"
     ]

@@ -21,6 +21,8 @@ from meshmint.third_party.envoy.service.discovery.v3 import discovery_pb2
 __all__ = ["DeltaSubscription", "Nack", "Request", "Subscription", "WholeSubscription"]
 
 _WILDCARD = "*"
+# Of what a client may have in any version, or not at all.
+_UNKNOWN = ""
 _MAX_NAMES = 4096
 _MAX_NAME = 2048
 _MAX_ERROR = 400
@@ -185,8 +187,8 @@ class DeltaSubscription:
             self._wants_all = not added
         else:
             # Who subscribes again gets it again: they may have thrown it away.
-            for name in added:
-                self._sent.pop(name, None)
+            for name in added & self._sent.keys():
+                self._sent[name] = _UNKNOWN
         self._drop(dropped)
         if _WILDCARD in added:
             self._wants_all = True
@@ -197,6 +199,8 @@ class DeltaSubscription:
     def _drop(self, names: set[str]) -> None:
         if _WILDCARD in names:
             self._wants_all = False
+            # What it did not name is thrown away.
+            self._sent = {name: one for name, one in self._sent.items() if name in self._names}
         for name in names & self._names:
             self._names.discard(name)
             self._sent.pop(name, None)
