@@ -7,6 +7,7 @@ from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 from meshmint import ConfigurationError
 from meshmint.agent.config import AgentConfig
 
@@ -180,3 +181,34 @@ def test_only_role_names_and_key_make_another_certificate(load: Load) -> None:
         ("key: ec-p256", "key: ec-p256\n    key_from: service"),
     ):
         assert load(WHOLE.replace(old, new)).certificates[0].wanted() != wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        WHOLE,
+        WHOLE + "state_dir: /again\n",
+        WHOLE.replace("state_dir: ", "x: &a [1]\ny: *a\nstate_dir: "),
+        WHOLE.replace("state_dir: ", "x: !!python/object:os.system {}\nstate_dir: "),
+        WHOLE + "---\nmore: 1\n",
+        WHOLE + "open: 'text\n",
+        WHOLE + "bell: \x07\n",
+        "1: one\n",
+        "x: " + "[" * 20_000,
+        "",
+    ],
+)
+def test_libyaml_and_python_read_and_refuse_alike(
+    text: str, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outcome() -> object:
+        try:
+            return load(text)
+        except ConfigurationError as error:
+            # They have words of their own for what is no YAML at all.
+            return str(error).partition(": ")[2].split(":")[:2]
+
+    assert yaml.__with_libyaml__
+    with_libyaml = outcome()
+    monkeypatch.setattr(yaml, "__with_libyaml__", False)
+    assert outcome() == with_libyaml
