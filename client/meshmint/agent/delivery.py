@@ -42,17 +42,8 @@ class Delivery:
 
     async def run(self) -> None:
         """Delivers every change, for ever."""
-        latest: list[Picture] = []
-        changed = asyncio.Event()
-
-        async def follow() -> None:
-            async for picture in self._identities.follow():
-                latest[:] = [picture]
-                changed.set()
-
-        follower = asyncio.create_task(follow())
         failures, delivered = 0, None
-        try:
+        with self._identities.watch(self._targets.part) as changed:
             while True:
                 wait = _REPAIR_SECONDS
                 if failures:
@@ -63,16 +54,14 @@ class Delivery:
                         await changed.wait()
                         is_look = False
                 changed.clear()
-                if not latest:
+                picture = self._identities.picture
+                if picture is None:
                     continue
-                part = self._targets.part(latest[0])
-                # Of many certificates only some have changed.
+                part = self._targets.part(picture)
+                # What came together may have been seen already.
                 if is_look or failures or part != delivered:
-                    failures = 0 if await self.deliver(latest[0]) else failures + 1
+                    failures = 0 if await self.deliver(picture) else failures + 1
                     delivered = part
-        finally:
-            follower.cancel()
-            await asyncio.gather(follower, return_exceptions=True)
 
     async def deliver(self, picture: Picture) -> bool:
         """Delivers once; False if something failed. That there is nothing yet is no failure."""

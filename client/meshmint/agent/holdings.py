@@ -49,7 +49,7 @@ class Holdings:
     def arrange(self, names: Sequence[str], now: datetime) -> None:
         """Sets which certificates there are, in which order; others are let go."""
         self._order = tuple(names)
-        self._kept = {name: kept for name, kept in self._kept.items() if name in names}
+        self._kept = {name: self._kept[name] for name in names if name in self._kept}
         self._identities = {}
         self.publish(now)
 
@@ -76,7 +76,7 @@ class Holdings:
             self._own = bundle.trust_domain
         before = self._bundles.get(bundle.trust_domain)
         self._bundles[bundle.trust_domain] = bundle
-        if before == bundle:
+        if before == bundle and before.sequence == bundle.sequence:
             return False
         self.publish(now)
         return True
@@ -95,16 +95,17 @@ class Holdings:
 
         Before the first bundle is there, nobody could tell what to trust: nothing is published.
         """
-        if not self._own:
-            return
+        if self._own:
+            # Of hundreds of certificates that come together nobody looks at each.
+            self.identities.announce(lambda: self._picture(now))
+
+    def _picture(self, now: datetime) -> Picture:
         identities: list[Identity] = []
         for name in self._order:
             kept = self._kept.get(name)
             if kept is not None and not kept.is_expired(now):
                 identities.append(self._identity(name, kept))
-        picture = Picture(tuple(identities), MappingProxyType(dict(self._bundles)))
-        if picture != self.identities.picture:
-            self.identities.publish(picture)
+        return Picture(tuple(identities), MappingProxyType(dict(self._bundles)))
 
     def _identity(self, name: str, kept: KeptCertificate) -> Identity:
         known = self._identities.get(name)

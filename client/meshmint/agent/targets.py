@@ -112,16 +112,13 @@ class CertificateTargets:
         self._reactor = reactor
         self._last_serial = ""
 
-    def _find(self, picture: Picture) -> Identity | None:
-        return next((one for one in picture.identities if one.name == self._name), None)
-
     def part(self, picture: Picture) -> object:
         """The identity, and the bundles."""
-        return self._find(picture), picture.bundles
+        return picture.by_name.get(self._name), picture.bundles
 
     def write(self, picture: Picture) -> Written | None:
         """Writes every output of the certificate, if it is there and valid."""
-        identity = self._find(picture)
+        identity = picture.by_name.get(self._name)
         if identity is None:
             return None
         serial = f"{identity.certificate.serial_number:x}"

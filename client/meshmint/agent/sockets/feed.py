@@ -41,9 +41,13 @@ class View:
         """
         if certificates is None:
             return cls(picture.identities, picture.bundles)
-        by_name = {identity.name: identity for identity in picture.identities}
-        served = tuple(by_name[name] for name in certificates if name in by_name)
+        held = picture.by_name
+        served = tuple(held[name] for name in certificates if name in held)
         return cls(served, picture.bundles)
+
+    def shows_the_same(self, other: View) -> bool:
+        """Whether nobody would see a difference."""
+        return self.identities == other.identities and self.bundles == other.bundles
 
 
 class Feed:
@@ -105,8 +109,11 @@ class Feed:
         """Follows the agent's pictures until it is cancelled."""
         try:
             async for picture in identities.follow():
-                self._view = View.of(picture, self._certificates)
-                self._wake()
+                view = View.of(picture, self._certificates)
+                # What changes elsewhere wakes nobody here.
+                if self._view is None or not view.shows_the_same(self._view):
+                    self._view = view
+                    self._wake()
         finally:
             # Nobody is left with a picture that grows old.
             self.close()
