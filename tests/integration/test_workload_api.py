@@ -15,6 +15,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_der_private_key
 from meshmint.agent.identities import Bundle, Identities
+from meshmint.agent.sockets import workload_api
+from meshmint.agent.sockets.feed import Feed
+from meshmint.agent.sockets.jwt_svids import JwtSvids
+from meshmint.agent.sockets.workload_api import WorkloadApi
 from meshmint.errors import PermissionDenied, Unauthenticated, Unavailable
 from meshmint.third_party.spiffe import workload_pb2 as pb
 from meshmint.third_party.spiffe import workload_pb2_grpc
@@ -62,6 +66,11 @@ async def failure(answer: Awaitable[Any]) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await answer
     return failed.value.code(), failed.value.details() or ""
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110, nobody tells
+        await asyncio.sleep(0.01)
 
 
 def x509_svids(stub: Any) -> Any:
@@ -168,6 +177,72 @@ async def test_each_message_of_a_stream_is_the_whole_picture_and_none_comes_twic
     # The last identity is gone: so is the stream.
     publish(identities, PLAIN)
     assert (await failure(stream.read()))[0] is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_message_is_encoded_once_for_all_who_stream_and_only_if_it_is_another(
+    identities: Identities, tokens: TokenMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Context:
+        def __init__(self) -> None:
+            self.written: list[bytes] = []
+
+        def invocation_metadata(self) -> Any:
+            return HEADER
+
+        async def write(self, message: bytes) -> None:
+            self.written.append(message)
+
+    made: list[Any] = []
+    make = workload_api._x509_svids
+
+    def counted(served: Any) -> Any:
+        made.append(served)
+        return make(served)
+
+    monkeypatch.setattr(workload_api, "_x509_svids", counted)
+    feed, of_bundles = Feed(None, 16), Context()
+    api, contexts = WorkloadApi(feed, JwtSvids(tokens)), [Context() for _ in range(3)]
+    publish(identities, WEB)
+    following = asyncio.create_task(feed.run(identities))
+    await asyncio.sleep(0)
+    calls: list[Any] = [api.FetchX509SVID(pb.X509SVIDRequest(), one) for one in contexts]  # type: ignore[arg-type]
+    calls.append(api.FetchX509Bundles(pb.X509BundlesRequest(), of_bundles))  # type: ignore[arg-type]
+    streams = [asyncio.create_task(call) for call in calls]
+    everybody = [*contexts, of_bundles]
+    await until(lambda: all(len(one.written) == 1 for one in everybody))
+    publish(identities, RENEWED)
+    await until(lambda: all(len(one.written) == 2 for one in contexts))
+    publish(identities, RENEWED, bundles=[DOMAIN.bundle()])
+    await until(lambda: all(len(one.written) == 3 for one in contexts))
+    await until(lambda: len(of_bundles.written) > 1)
+
+    for first, *others in zip(*(one.written for one in contexts), strict=True):
+        assert all(other is first for other in others)
+    assert len(made) == 3
+    # A renewal is no news to who wants bundles alone.
+    assert len(of_bundles.written) == 2
+    for task in (*streams, following):
+        task.cancel()
+    await asyncio.gather(*streams, following, return_exceptions=True)
+
+
+async def test_what_changes_on_other_sockets_wakes_no_stream(identities: Identities) -> None:
+    feed = Feed(("web",), 16)
+    following = asyncio.create_task(feed.run(identities))
+    await asyncio.sleep(0)
+    with feed.listen() as news:
+        publish(identities, WEB)
+        await until(lambda: feed.view is not None)
+        view = feed.view
+        news.clear()
+        publish(identities, WEB, API)
+        await asyncio.sleep(0.2)
+        assert not news.is_set()
+        assert feed.view is view
+        publish(identities, RENEWED, API)
+        await until(news.is_set)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
 
 
 async def test_bundles_come_by_trust_domain_and_again_when_one_changes(

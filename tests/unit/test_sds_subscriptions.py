@@ -632,3 +632,31 @@ def test_incremental_client_has_all_it_wants_and_nothing_that_is_gone(
         name: found.packed.value for name, found in newest.items()
     }
     assert talk.hear() is None
+
+
+def test_of_a_new_picture_only_what_has_changed_is_made_again() -> None:
+    before = secrets_of(WEB, API)
+    names = [*before.everything, "default", "ROOTCA", "ALL"]
+    made = {name: before.get(name) for name in names}
+
+    after = Secrets(View.of(picture(WEB_RENEWED, API, bundles=[DOMAIN.bundle()]), None), before)
+
+    again = {name for name in names if after.get(name) is not made[name]}
+    assert again == {"web", WEB_ID, "default"}
+    assert all(after.get(name) == secrets_of(WEB_RENEWED, API).get(name) for name in names)
+
+
+def test_a_new_root_and_another_default_are_in_what_is_made_of_them() -> None:
+    root = Domain("second").root
+    before = secrets_of(WEB, API)
+    for name in (*before.everything, "default", "ROOTCA", "ALL"):
+        before.get(name)
+    view = View.of(picture(API, bundles=[DOMAIN.bundle(root)]), None)
+
+    after, fresh = Secrets(view, before), Secrets(view)
+
+    assert after.everything == fresh.everything
+    for name in (*after.everything, "default", "ROOTCA", "ALL"):
+        assert after.get(name) == fresh.get(name)
+    assert after.get("web") is None
+    assert after.get("ROOTCA") != before.get("ROOTCA")

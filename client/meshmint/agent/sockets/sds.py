@@ -118,7 +118,7 @@ class SecretDiscovery(sds_pb2_grpc.SecretDiscoveryServiceServicer):
         if view is None:
             return None
         if self._secrets is None or self._view is not view:
-            self._view, self._secrets = view, Secrets(view)
+            self._view, self._secrets = view, Secrets(view, self._secrets)
         return self._secrets
 
 

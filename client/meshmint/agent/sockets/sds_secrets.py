@@ -57,103 +57,111 @@ class NamedSecret:
     packed: Any = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """How a secret is made: equal ones make equal secrets.
+
+    Attributes:
+        make: Makes it of a name and what it is of.
+        of: One identity, or bundles.
+    """
+
+    make: Callable[..., NamedSecret]
+    of: tuple[Identity | Bundle, ...]
+
+
 class Secrets:
     """What there is to ask for.
 
     Args:
         view: What the socket shows.
+        before: The secrets of the view before: what has not changed is not made again.
     """
 
-    def __init__(self, view: View) -> None:
-        self._makers: dict[str, Callable[[str], NamedSecret]] = {}
+    def __init__(self, view: View, before: Secrets | None = None) -> None:
+        self._recipes: dict[str, _Recipe] = {}
         self._made: dict[str, NamedSecret] = {}
         trusted = {name: one for name, one in sorted(view.bundles.items()) if one.roots}
         for identity in view.identities:
-            self._add(identity.name, _certificate(identity))
+            self._add(identity.name, _certificate, identity)
         for identity in view.identities:
             if identity.spiffe_id:
                 # Several may have one SPIFFE ID: it stands for the first of them.
-                self._add(identity.spiffe_id, _certificate(identity))
+                self._add(identity.spiffe_id, _certificate, identity)
         for name, bundle in trusted.items():
-            self._add(trust_domain_id(name), _validation_by_spiffe_id((bundle,)))
+            self._add(trust_domain_id(name), _validation_by_spiffe_id, bundle)
         # Whatever a certificate is called, these names mean what they mean everywhere.
         for reserved in (DEFAULT, ROOTCA, ALL):
-            self._makers.pop(reserved, None)
+            self._recipes.pop(reserved, None)
         if view.identities:
             first = view.identities[0]
-            self._add(DEFAULT, _certificate(first))
+            self._add(DEFAULT, _certificate, first)
             if first.trust_domain in trusted:
-                self._add(ROOTCA, _validation(trusted[first.trust_domain]))
+                self._add(ROOTCA, _validation, trusted[first.trust_domain])
         if trusted:
-            self._add(ALL, _validation_by_spiffe_id(tuple(trusted.values())))
-        self.everything = tuple(name for name in self._makers if name not in {DEFAULT, ROOTCA, ALL})
+            self._add(ALL, _validation_by_spiffe_id, *trusted.values())
+        self.everything = tuple(
+            name for name in self._recipes if name not in {DEFAULT, ROOTCA, ALL}
+        )
         """What whoever asks for everything gets: each certificate by its name and by its
         SPIFFE ID, each bundle by its trust domain."""
+        if before is not None:
+            for name, made in before._made.items():
+                if self._recipes.get(name) == before._recipes[name]:
+                    self._made[name] = made
 
     def get(self, name: str) -> NamedSecret | None:
         """The secret of that name, if there is one."""
         made = self._made.get(name)
-        if made is None and (make := self._makers.get(name)):
-            made = self._made[name] = make(name)
+        if made is None and (recipe := self._recipes.get(name)):
+            made = self._made[name] = recipe.make(name, *recipe.of)
         return made
 
-    def _add(self, name: str, make: Callable[[str], NamedSecret]) -> None:
-        self._makers.setdefault(name, make)
+    def _add(self, name: str, make: Callable[..., NamedSecret], *of: Identity | Bundle) -> None:
+        self._recipes.setdefault(name, _Recipe(make, of))
 
 
-def _certificate(identity: Identity) -> Callable[[str], NamedSecret]:
-    def make(name: str) -> NamedSecret:
-        chain = (identity.certificate, *identity.chain)
-        secret = Secret(
-            name=name,
-            tls_certificate=TlsCertificate(
-                certificate_chain=_inline(_pem(chain)),
-                private_key=_inline(private_key_pem(identity.key).encode("ascii")),
-            ),
-        )
-        # The certificate stands for its key.
-        return NamedSecret(name, _version("certificate", map(_der, chain)), _packed(secret))
-
-    return make
+def _certificate(name: str, identity: Identity) -> NamedSecret:
+    chain = (identity.certificate, *identity.chain)
+    secret = Secret(
+        name=name,
+        tls_certificate=TlsCertificate(
+            certificate_chain=_inline(_pem(chain)),
+            private_key=_inline(private_key_pem(identity.key).encode("ascii")),
+        ),
+    )
+    # The certificate stands for its key.
+    return NamedSecret(name, _version("certificate", map(_der, chain)), _packed(secret))
 
 
-def _validation(bundle: Bundle) -> Callable[[str], NamedSecret]:
-    def make(name: str) -> NamedSecret:
-        secret = Secret(
-            name=name,
-            validation_context=CertificateValidationContext(trusted_ca=_inline(_pem(bundle.roots))),
-        )
-        return NamedSecret(name, _version("roots", map(_der, bundle.roots)), _packed(secret))
-
-    return make
+def _validation(name: str, bundle: Bundle) -> NamedSecret:
+    secret = Secret(
+        name=name,
+        validation_context=CertificateValidationContext(trusted_ca=_inline(_pem(bundle.roots))),
+    )
+    return NamedSecret(name, _version("roots", map(_der, bundle.roots)), _packed(secret))
 
 
-def _validation_by_spiffe_id(bundles: tuple[Bundle, ...]) -> Callable[[str], NamedSecret]:
+def _validation_by_spiffe_id(name: str, *bundles: Bundle) -> NamedSecret:
     """Each trust domain's roots vouch for its own SPIFFE IDs alone."""
-
-    def make(name: str) -> NamedSecret:
-        config = SPIFFECertValidatorConfig(
-            trust_domains=[
-                SPIFFECertValidatorConfig.TrustDomain(
-                    name=one.trust_domain, trust_bundle=_inline(_pem(one.roots))
-                )
-                for one in bundles
-            ]
-        )
-        secret = Secret(
-            name=name,
-            validation_context=CertificateValidationContext(
-                custom_validator_config=TypedExtensionConfig(
-                    name=_SPIFFE_VALIDATOR, typed_config=_packed(config)
-                )
-            ),
-        )
-        parts = (
-            part for one in bundles for part in (one.trust_domain.encode(), *map(_der, one.roots))
-        )
-        return NamedSecret(name, _version("bundles", parts), _packed(secret))
-
-    return make
+    config = SPIFFECertValidatorConfig(
+        trust_domains=[
+            SPIFFECertValidatorConfig.TrustDomain(
+                name=one.trust_domain, trust_bundle=_inline(_pem(one.roots))
+            )
+            for one in bundles
+        ]
+    )
+    secret = Secret(
+        name=name,
+        validation_context=CertificateValidationContext(
+            custom_validator_config=TypedExtensionConfig(
+                name=_SPIFFE_VALIDATOR, typed_config=_packed(config)
+            )
+        ),
+    )
+    parts = (part for one in bundles for part in (one.trust_domain.encode(), *map(_der, one.roots)))
+    return NamedSecret(name, _version("bundles", parts), _packed(secret))
 
 
 def _version(kind: str, parts: Iterable[bytes]) -> str:

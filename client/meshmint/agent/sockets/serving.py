@@ -15,9 +15,8 @@ from meshmint.agent.sockets.jwt_svids import JwtSource, JwtSvids
 from meshmint.agent.sockets.sds import SecretDiscovery
 from meshmint.agent.sockets.settings import SocketSettings
 from meshmint.agent.sockets.socket_file import SocketError, SocketFile
-from meshmint.agent.sockets.workload_api import WorkloadApi
+from meshmint.agent.sockets.workload_api import WorkloadApi, add_workload_api
 from meshmint.third_party.envoy.service.secret.v3 import sds_pb2_grpc
-from meshmint.third_party.spiffe import workload_pb2_grpc
 
 __all__ = ["serve_socket"]
 
@@ -87,7 +86,7 @@ def _server(settings: SocketSettings, feed: Feed, tokens: JwtSvids) -> grpc.aio.
         maximum_concurrent_rpcs=most,
     )
     if "workload-api" in settings.protocols:
-        workload_pb2_grpc.add_SpiffeWorkloadAPIServicer_to_server(WorkloadApi(feed, tokens), server)
+        add_workload_api(WorkloadApi(feed, tokens), server)
     if "sds" in settings.protocols:
         sds_pb2_grpc.add_SecretDiscoveryServiceServicer_to_server(SecretDiscovery(feed), server)
     return server

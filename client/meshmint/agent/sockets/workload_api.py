@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import grpc
 from cryptography import x509
@@ -26,9 +26,10 @@ from meshmint.agent.sockets.jwt_svids import JwtSvids
 from meshmint.agent.sockets.jwt_validation import TokenRefused, has_keys, validate
 from meshmint.agent.sockets.refusals import Refusal, clean, told
 from meshmint.agent.sockets.spiffe_ids import trust_domain_id
+from meshmint.agent.sockets.turns import Turns
 from meshmint.third_party.spiffe import workload_pb2, workload_pb2_grpc
 
-__all__ = ["WorkloadApi"]
+__all__ = ["WorkloadApi", "add_workload_api"]
 
 ServicerContext = grpc.aio.ServicerContext[Any, Any]
 
@@ -36,12 +37,10 @@ ServicerContext = grpc.aio.ServicerContext[Any, Any]
 _MAX_AUDIENCES = 16
 _MAX_AUDIENCE_CHARACTERS = 4096
 
-_Answer = TypeVar("_Answer", bound=Message)
-
 
 @dataclass(frozen=True, slots=True)
 class _Served:
-    """A view with at least one X509-SVID in it.
+    """What of a view is served here.
 
     Attributes:
         svids: Each with the bundle of its trust domain, the default one first.
@@ -51,20 +50,30 @@ class _Served:
     svids: tuple[Identity, ...]
     view: View
 
+    @classmethod
+    def of(cls, view: View) -> _Served:
+        """What of a view can be served."""
+        return cls(
+            tuple(i for i in view.identities if i.spiffe_id and _has_roots(view, i.trust_domain)),
+            view,
+        )
 
-class _Shared(Generic[_Answer]):
-    """One message for all who stream, made once for each view, and another only if it differs."""
 
-    def __init__(self, make: Callable[[_Served], _Answer]) -> None:
+class _Shared:
+    """One message for all who stream: encoded once for a view, and another only if it differs."""
+
+    def __init__(self, make: Callable[[_Served], Message]) -> None:
         self._make = make
         self._view: View | None = None
-        self._answer: _Answer | None = None
+        self._encoded = b""
 
-    def get(self, served: _Served) -> _Answer:
-        if self._answer is None or self._view is not served.view:
-            made = self._make(served)
-            self._view, self._answer = served.view, made if made != self._answer else self._answer
-        return self._answer
+    def get(self, served: _Served) -> bytes:
+        """The same object as long as the message is the same."""
+        if self._view is not served.view:
+            encoded = self._make(served).SerializeToString(deterministic=True)
+            self._view = served.view
+            self._encoded = encoded if encoded != self._encoded else self._encoded
+        return self._encoded
 
 
 # Streams are written to, not yielded to: what a cancelled call holds is then let go at
@@ -80,6 +89,8 @@ class WorkloadApi(workload_pb2_grpc.SpiffeWorkloadAPIServicer):
     def __init__(self, feed: Feed, tokens: JwtSvids) -> None:
         self._feed = feed
         self._tokens = tokens
+        self._latest: _Served | None = None
+        self._turns = Turns()
         self._svids = _Shared(_x509_svids)
         self._bundles = _Shared(_x509_bundles)
         self._jwt_bundles = _Shared(_jwt_bundles)
@@ -144,18 +155,21 @@ class WorkloadApi(workload_pb2_grpc.SpiffeWorkloadAPIServicer):
                 ) from None
             return workload_pb2.ValidateJWTSVIDResponse(spiffe_id=token.spiffe_id, claims=claims)
 
-    async def _stream(self, context: ServicerContext, shared: _Shared[Any]) -> None:
+    async def _stream(self, context: ServicerContext, shared: _Shared) -> None:
         async with told(context):
             _require_header(context)
-            sent: Message | None = None
+            sent: bytes | None = None
             with self._feed.listen() as news:
                 while True:
                     await news.wait()
                     news.clear()
                     answer = shared.get(self._served())
-                    if answer is not sent:
-                        await context.write(answer)
-                        sent = answer
+                    if answer is sent:
+                        continue
+                    async with self._turns.turn(len(answer)):
+                        # While others had their turns it may have become an older one.
+                        sent = shared.get(self._served())
+                        await context.write(sent)
 
     async def _jwt_svids(
         self, identities: Iterable[Identity], audiences: tuple[str, ...]
@@ -188,16 +202,43 @@ class WorkloadApi(workload_pb2_grpc.SpiffeWorkloadAPIServicer):
                 grpc.StatusCode.UNAVAILABLE,
                 "the agent is starting and has no certificate yet: try again in a moment",
             )
-        svids = tuple(
-            i for i in view.identities if i.spiffe_id and _has_roots(view, i.trust_domain)
-        )
-        if not svids:
+        if self._latest is None or self._latest.view is not view:
+            self._latest = _Served.of(view)
+        if not self._latest.svids:
             raise Refusal(
                 grpc.StatusCode.PERMISSION_DENIED,
                 "this socket has no X509-SVID: none of its certificates is there, or none has a "
                 "SPIFFE ID; see the agent's log and 'meshmint agent status'",
             )
-        return _Served(svids, view)
+        return self._latest
+
+
+# Not as the generated function does it: there each stream would encode the same picture anew.
+def add_workload_api(api: WorkloadApi, server: grpc.aio.Server) -> None:
+    """Has a server serve it; its streams write what is encoded already."""
+    handlers = {
+        "FetchX509SVID": grpc.unary_stream_rpc_method_handler(
+            api.FetchX509SVID, request_deserializer=workload_pb2.X509SVIDRequest.FromString
+        ),
+        "FetchX509Bundles": grpc.unary_stream_rpc_method_handler(
+            api.FetchX509Bundles, request_deserializer=workload_pb2.X509BundlesRequest.FromString
+        ),
+        "FetchJWTBundles": grpc.unary_stream_rpc_method_handler(
+            api.FetchJWTBundles, request_deserializer=workload_pb2.JWTBundlesRequest.FromString
+        ),
+        "FetchJWTSVID": grpc.unary_unary_rpc_method_handler(
+            api.FetchJWTSVID,
+            request_deserializer=workload_pb2.JWTSVIDRequest.FromString,
+            response_serializer=workload_pb2.JWTSVIDResponse.SerializeToString,
+        ),
+        "ValidateJWTSVID": grpc.unary_unary_rpc_method_handler(
+            api.ValidateJWTSVID,
+            request_deserializer=workload_pb2.ValidateJWTSVIDRequest.FromString,
+            response_serializer=workload_pb2.ValidateJWTSVIDResponse.SerializeToString,
+        ),
+    }
+    name = workload_pb2.DESCRIPTOR.services_by_name["SpiffeWorkloadAPI"].full_name
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
 
 
 def _has_roots(view: View, trust_domain: str) -> bool:
