@@ -7,6 +7,7 @@
 # TEST_ARGS=… more arguments for pytest, such as tests/unit or -k csr
 # ENGINE_ARGS=… arguments for bench/engine, such as --quick
 # GROWTH_ARGS=… arguments for bench/growth, such as --sizes 0,100000
+# AGENT_ARGS=… arguments for bench/agent, such as --quick
 # SOAK_ARGS=… arguments for bench/soak, such as --seconds 60
 
 SHELL := /bin/sh
@@ -88,6 +89,11 @@ bench-stampede: $(READY) ## Has 20,000 requests come at once over 5,000 connecti
 bench-revoke: $(READY) ## Measures whether 100,000 revocations slow a further one down; 1 minute
 	@deploy/packages.sh softhsm2 postgresql
 	PYTHONPATH=tests $(BIN)/python bench/revoke.py
+
+.PHONY: bench-agent
+bench-agent: $(READY) ## Measures an agent with 500 certificates and 2,000 streams; 5 minutes
+	@deploy/packages.sh softhsm2
+	PYTHONPATH=tests:bench $(BIN)/python -m agent $(AGENT_ARGS)
 
 .PHONY: growth
 growth: $(READY) ## Measures whether a store of 1,000,000 records slows the service down; 7 minutes

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from support.agent import AgentProcess
-from support.service import Service, make_root, sign_intermediate, timedelta
+from support.service import Service
 
 AUDIENCE = "https://api.example.org"
 CLIENT = Path(__file__).parents[1] / "support" / "spiffe_client.py"
@@ -112,7 +111,7 @@ def test_a_new_trust_bundle_is_written_at_once_without_a_new_certificate(
         agent.wait_for("every certificate is there")
         before = serial(tmp_path)
         agent.wait_until(reacted.exists, "reacted")
-        root = add_issuer(running)
+        root = running.add_issuer("issuer-2")
         bundle = tmp_path / "out/bundle.pem"
         agent.wait_until(
             lambda: root in x509.load_pem_x509_certificates(bundle.read_bytes()), "written"
@@ -158,19 +157,3 @@ def test_workloads_get_svids_tokens_and_every_renewal_from_the_agents_socket(
             ask("close")
         assert token["token"] not in agent.log_path.read_text()
     assert not path.exists()
-
-
-def add_issuer(service: Service) -> x509.Certificate:
-    """One more issuer, under a root of its own, with the operators' commands."""
-    csr_file, signed = (service.directory / f"issuer-2.{end}" for end in ("csr", "pem"))
-    done = service.meshmintd(
-        "ca", "csr", "-c", service.config_path, "--name", "issuer-2", "--out", csr_file
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    key, root = make_root()
-    csr = x509.load_pem_x509_csr(csr_file.read_bytes())
-    intermediate = sign_intermediate(csr, key, root, timedelta(days=300))
-    signed.write_bytes(intermediate.public_bytes(Encoding.PEM) + root.public_bytes(Encoding.PEM))
-    done = service.meshmintd("ca", "import", "-c", service.config_path, signed)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return root

@@ -236,6 +236,22 @@ class Service:
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
+    def add_issuer(self, name: str) -> x509.Certificate:
+        """One more issuer, under a root of its own, which it returns."""
+        csr_file, signed = (self.directory / f"{name}.{end}" for end in ("csr", "pem"))
+        done = self.meshmintd(
+            "ca", "csr", "-c", self.config_path, "--name", name, "--out", csr_file
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        key, root = make_root()
+        csr = x509.load_pem_x509_csr(csr_file.read_bytes())
+        intermediate = sign_intermediate(csr, key, root, timedelta(days=300))
+        pem = serialization.Encoding.PEM
+        signed.write_bytes(intermediate.public_bytes(pem) + root.public_bytes(pem))
+        done = self.meshmintd("ca", "import", "-c", self.config_path, signed)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return root
+
     # --- running -----------------------------------------------------------------------
 
     def start(self) -> None:

@@ -1,0 +1,1 @@
+"""How large one agent may get, and what it costs then: `make bench-agent`."""
