@@ -127,6 +127,8 @@ async def test_one_who_gives_up_ends_no_run_that_others_wait_for(tmp_path: Path)
     alone.cancel()
     await asyncio.gather(alone, return_exceptions=True)
     await until(lambda: not is_running(int(pid.read_text())))
+    # What was told of its end must find the event loop.
+    await until(lambda: len(asyncio.all_tasks()) == 1)
 
 
 async def test_a_command_gets_no_shell(tmp_path: Path) -> None:
