@@ -8,6 +8,7 @@
 # ENGINE_ARGS=… arguments for bench/engine, such as --quick
 # GROWTH_ARGS=… arguments for bench/growth, such as --sizes 0,100000
 # AGENT_ARGS=… arguments for bench/agent, such as --quick
+# FLEET_ARGS=… arguments for bench/fleet, such as --one-in 1000
 # SOAK_ARGS=… arguments for bench/soak, such as --seconds 60
 
 SHELL := /bin/sh
@@ -104,6 +105,10 @@ growth: $(READY) ## Measures whether a store of 1,000,000 records slows the serv
 soak: $(READY) ## Breaks things under load, and looks for what is lost; 11 minutes
 	@deploy/packages.sh softhsm2 postgresql
 	PYTHONPATH=tests:bench $(BIN)/python -m soak $(SOAK_ARGS)
+
+.PHONY: simulate-fleet
+simulate-fleet: $(READY) ## Simulates a million workloads: waves, and how many replicas they take; 2 minutes
+	PYTHONPATH=bench $(BIN)/python -m fleet $(FLEET_ARGS)
 
 .PHONY: bench-ocsp
 bench-ocsp: $(READY) ## Measures OCSP answers a second from the cache; 2 minutes

@@ -121,6 +121,19 @@ def test_short_lives_are_tried_every_second_and_long_ones_every_five_minutes() -
     assert pause(40, DAY, START, draw_most) == timedelta(minutes=5)
 
 
+def test_the_less_life_is_left_the_more_often_is_tried_down_to_half_a_minute() -> None:
+    for minutes_left, longest in ((40, 180), (30, 180), (20, 120), (10, 60), (5, 30), (1, 30)):
+        now = HOUR.end - timedelta(minutes=minutes_left)
+        assert pause(40, HOUR, now, draw_most) == timedelta(seconds=longest)
+
+
+def test_what_the_service_asks_to_wait_is_waited_on_top_up_to_a_minute() -> None:
+    for asked_for, waited in ((None, 4), (0.5, 4.5), (3600.0, 64)):
+        found = pause(3, HOUR, START, draw_most, asked_for=asked_for)
+        assert found == timedelta(seconds=waited)
+    assert pause(3, None, START, draw_least, asked_for=5.0) == timedelta(seconds=5)
+
+
 def test_without_a_good_certificate_nobody_waits_longer_than_half_a_minute() -> None:
     assert pause(40, None, START, draw_most) == timedelta(seconds=30)
     assert pause(40, DAY, DAY.end, draw_most) == timedelta(seconds=30)

@@ -16,13 +16,17 @@ __all__ = ["Loudness", "Validity", "loudness", "pause", "renewal_time"]
 
 # Neither window nor earliest moment keeps a certificate for longer.
 LATEST_SHARE = 0.9
-# One lifetime of an hour is tried at least every three minutes.
+# One lifetime of an hour is tried at least every three minutes, and more often near its end:
+# after an outage those come first who have least time left.
 _PAUSES_IN_A_LIFE = 20
+_PAUSES_IN_WHAT_IS_LEFT = 10
 _SHORTEST_LONGEST_PAUSE = 1.0
 _LONGEST_PAUSE = 300.0
 _FIRST_PAUSE = 1.0
 # While there is nothing to lose any more, and people wait.
 _PAUSE_WITHOUT = 30.0
+# Of what a service asks to be left alone for.
+_LONGEST_ASKED_FOR = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,12 @@ def _in_window(moment: datetime, window: WindowSettings, chance: float) -> datet
 
 
 def pause(
-    failures: int, validity: Validity | None, now: datetime, draw: Callable[[float, float], float]
+    failures: int,
+    validity: Validity | None,
+    now: datetime,
+    draw: Callable[[float, float], float],
+    *,
+    asked_for: float | None = None,
 ) -> timedelta:
     """How long to wait after a failed attempt: full jitter below a limit that doubles.
 
@@ -103,13 +112,19 @@ def pause(
         validity: That of the certificate at hand; None if there is none.
         now: The present moment.
         draw: Draws a number between two.
+        asked_for: Seconds that the service wants to be left alone for; they are waited on top.
     """
-    longest = _PAUSE_WITHOUT
-    if validity is not None and validity.share_left(now):
-        longest = validity.length.total_seconds() / _PAUSES_IN_A_LIFE
-        longest = min(_LONGEST_PAUSE, max(_SHORTEST_LONGEST_PAUSE, longest))
-    limit = min(longest, _FIRST_PAUSE * 2.0 ** min(failures - 1, 32))
-    return timedelta(seconds=draw(0.0, limit))
+    limit = min(_longest_pause(validity, now), _FIRST_PAUSE * 2.0 ** min(failures - 1, 32))
+    return timedelta(seconds=draw(0.0, limit) + min(asked_for or 0.0, _LONGEST_ASKED_FOR))
+
+
+def _longest_pause(validity: Validity | None, now: datetime) -> float:
+    if validity is None or not validity.share_left(now):
+        return _PAUSE_WITHOUT
+    longest = validity.length.total_seconds() / _PAUSES_IN_A_LIFE
+    longest = min(_LONGEST_PAUSE, max(_SHORTEST_LONGEST_PAUSE, longest))
+    left = (validity.end - now).total_seconds()
+    return min(longest, max(_PAUSE_WITHOUT, left / _PAUSES_IN_WHAT_IS_LEFT))
 
 
 class Loudness(IntEnum):

@@ -202,8 +202,8 @@ class Renewer:
     def _retry_at(self, failures: int, error: MeshmintError) -> datetime:
         now = self._clock.now()
         kept = self._holdings.certificate(self._settings.name)
-        wait = pause(failures, kept.validity(now) if kept else None, now, self._draw)
-        moment = now + wait + timedelta(seconds=min(error.retry_after or 0.0, 60.0))
+        validity = kept.validity(now) if kept else None
+        moment = now + pause(failures, validity, now, self._draw, asked_for=error.retry_after)
         self._condition.renewal = moment
         self._conditions.changed()
         return moment
