@@ -168,6 +168,28 @@ async def test_an_expired_certificate_is_published_no_more_and_replaced_when_it_
     await stop(task)
 
 
+async def test_with_other_names_the_old_certificate_is_served_until_the_new_one_is_there(
+    service: FakeService, parts: Parts
+) -> None:
+    assert await renewer(parts, names={"dns_names": ["old.example"]}).renew() is None
+    old = parts.holdings.certificate("web")
+    assert old is not None
+    service.answers = [refuse(grpc.StatusCode.PERMISSION_DENIED, "no", reason="ROLE_DENIED")]
+    changed = renewer(parts, names={"dns_names": ["new.example"]})
+    assert await changed.once() is not None
+    picture = parts.holdings.identities.picture
+    assert picture is not None
+    assert [one.certificate for one in picture.identities] == [old.certificate]
+    assert await changed.once() is None
+    new = parts.holdings.certificate("web")
+    assert new is not None
+    assert new.certificate != old.certificate
+    # After a start nobody is served yet: what is on the disk for other names stays there.
+    parts.holdings.hold("web", None, parts.clock.now())
+    await renewer(parts, names={"dns_names": ["newer.example"]}).restore()
+    assert parts.holdings.certificate("web") is None
+
+
 async def test_a_disk_that_takes_nothing_costs_the_restart_and_not_the_certificate(
     service: FakeService, parts: Parts, tmp_path: Path
 ) -> None:

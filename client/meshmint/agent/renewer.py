@@ -39,6 +39,7 @@ class Renewer:
 
     def __init__(self, settings: CertificateSettings, parts: Parts) -> None:
         self._settings = settings
+        self._wanted = settings.wanted()
         self._connection = parts.connection
         self._holdings = parts.holdings
         self._state = parts.state
@@ -85,7 +86,7 @@ class Renewer:
     async def restore(self) -> None:
         """Takes the certificate that is kept, if it still fits; asks nobody."""
         name = self._settings.name
-        kept = self._holdings.certificate(name)
+        held = kept = self._holdings.certificate(name)
         if kept is None:
             try:
                 kept = await asyncio.to_thread(self._state.load, name)
@@ -97,12 +98,14 @@ class Renewer:
         if kept is None:
             return
         now = self._clock.now()
-        if kept.wanted != self._settings.wanted():
-            self._log.info("the configuration asks for another certificate than the one kept")
-            self._holdings.hold(name, None, now)
-        elif kept.is_expired(now):
+        if kept.is_expired(now):
             self._log.warning("the kept certificate has expired", expired_at=kept.not_after)
             self._holdings.hold(name, None, now)
+        elif kept.wanted != self._wanted:
+            self._log.info("the configuration asks for another certificate than the one kept")
+            if held is not None:
+                # Who is served with it is not left without, should the other one be long in coming.
+                self._hold(kept, now)
         else:
             self._log.info(
                 "kept certificate is still good",
@@ -177,7 +180,7 @@ class Renewer:
     def _due(self, now: datetime) -> datetime:
         """When the certificate must be asked for; the plan is made anew with every look."""
         kept = self._holdings.certificate(self._settings.name)
-        if kept is None or kept.is_expired(now):
+        if kept is None or kept.is_expired(now) or kept.wanted != self._wanted:
             due = now
         else:
             due = renewal_time(kept.validity(now), self._settings.renewal, self._chance)
