@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import jwt
 import pytest
@@ -22,7 +22,8 @@ from meshmint_server.spiffe import SpiffeId
 
 NOW = datetime(2031, 5, 4, 12, tzinfo=UTC)
 DECISION = JwtSvidDecision(
-    "api", SpiffeId.parse("spiffe://mesh.example/a"), ("https://a.example",), NOW, NOW, ()
+    "api", SpiffeId.parse("spiffe://mesh.example/a"), ("https://a.example",),
+    NOW, NOW - timedelta(seconds=20), NOW + timedelta(seconds=60), (),
 )
 COORDINATES = st.integers(1, 2**256 - 1)
 
@@ -41,8 +42,8 @@ def test_header_and_claims_are_those_of_the_standard_and_no_others() -> None:
         expected = {
             "sub": "spiffe://mesh.example/a",
             "aud": ["https://a.example"],
-            "exp": seconds,
-            "iat": seconds,
+            "exp": seconds + 60,
+            "iat": seconds - 20,
             "jti": "7f",
         }
         assert claims == (expected if issuer is None else {**expected, "iss": issuer})

@@ -32,7 +32,7 @@ MINUTE = timedelta(minutes=1)
 
 
 def role(**rules: Any) -> Role:
-    fields = {key: rules.pop(key) for key in ("ttl_over_max",) if key in rules}
+    fields = {key: rules.pop(key) for key in ("ttl_over_max", "not_before_duration") if key in rules}
     document = {"audiences": ["https://a.example", "https://b.*"], **rules}
     return Role.from_document({"name": "api", "require_cn": False, "jwt_svid": document, **fields})
 
@@ -59,6 +59,12 @@ def test_a_token_is_for_the_callers_own_id_for_whole_seconds_from_now() -> None:
     assert found.issued_at == NOW.replace(microsecond=0)
     assert found.expires_at - found.issued_at == 5 * MINUTE
     assert found.warnings == ()
+
+
+def test_a_token_is_dated_back_as_far_as_the_roles_certificates() -> None:
+    for fields, seconds in (({}, 30), ({"not_before_duration": "2m"}, 120)):
+        found = decide(role(**fields))
+        assert found.issued_at - found.dated == timedelta(seconds=seconds)
 
 
 def test_the_roles_lifetime_holds_where_nobody_asks_for_another() -> None:

@@ -33,7 +33,7 @@ def to_be_signed(
         "sub": str(decision.spiffe_id),
         "aud": list(decision.audiences),
         "exp": int(decision.expires_at.timestamp()),
-        "iat": int(decision.issued_at.timestamp()),
+        "iat": int(decision.dated.timestamp()),
         "jti": jwt_id,
     }
     if issuer is not None:

@@ -40,7 +40,7 @@ class IssuedJwtSvid:
     Attributes:
         token: The token; whoever has it is taken for the caller.
         spiffe_id: Claim ``sub``.
-        issued_at: Claim ``iat``.
+        issued_at: When, UTC; claim ``iat`` is earlier.
         expires_at: Claim ``exp``.
         role: Name of the role that was used.
         jwt_id: Claim ``jti``.

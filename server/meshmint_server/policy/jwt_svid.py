@@ -50,6 +50,8 @@ class JwtSvidDecision:
         spiffe_id: The caller's own.
         audiences: Distinct, in the order of the request.
         issued_at: UTC, whole seconds.
+        dated: What the token says of it: earlier, for verifiers whose clocks are behind. UTC,
+            whole seconds.
         expires_at: UTC, whole seconds.
         warnings: What was changed, for people.
     """
@@ -58,6 +60,7 @@ class JwtSvidDecision:
     spiffe_id: SpiffeId
     audiences: tuple[str, ...]
     issued_at: datetime
+    dated: datetime
     expires_at: datetime
     warnings: tuple[str, ...]
 
@@ -89,7 +92,14 @@ def decide_jwt_svid(
     assert spiffe_id is not None  # noqa: S101 -- that there is none was noted, and raised
     issued_at = now.replace(microsecond=0)
     return JwtSvidDecision(
-        role.name, spiffe_id, audiences, issued_at, issued_at + ttl, tuple(findings.warnings)
+        role.name,
+        spiffe_id,
+        audiences,
+        issued_at,
+        # As far as certificates are.
+        issued_at - role.not_before_duration,
+        issued_at + ttl,
+        tuple(findings.warnings),
     )
 
 
