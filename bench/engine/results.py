@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from peers.load import Measured
 
-from engine.sweeps import PROXIED_HSM, Sweep
+from engine.sweeps import PROXIED_HSM, BesideSessions, Sweep
 
 __all__ = ["MARK", "MARK_AT_MS", "document"]
 
@@ -23,7 +23,7 @@ def document(sweeps: Sequence[Sweep], found: Rounds) -> dict[str, Any]:
     """The figures of engine.json: rates per second, latencies in milliseconds."""
     every = {
         sweep.name: {
-            str(value): _summary(rounds, sweep.capacity(value))
+            str(value): _summary(rounds)
             for value, rounds in found[sweep.name].items()
         }
         for sweep in sweeps
@@ -35,7 +35,7 @@ def document(sweeps: Sequence[Sweep], found: Rounds) -> dict[str, Any]:
     }
 
 
-def _summary(rounds: Sequence[Measured], capacity: float | None) -> dict[str, float]:
+def _summary(rounds: Sequence[Measured]) -> dict[str, float]:
     rates = [one.rate for one in rounds]
     rate = statistics.median(rates)
     summary = {
@@ -45,6 +45,8 @@ def _summary(rounds: Sequence[Measured], capacity: float | None) -> dict[str, fl
         "p50_ms": round(statistics.median(one.p50 for one in rounds) * 1000, 2),
         "p99_ms": round(statistics.median(one.p99 for one in rounds) * 1000, 2),
     }
-    if capacity is not None:
+    give = [one.sessions_give for one in rounds if isinstance(one, BesideSessions)]
+    if give:
+        capacity = statistics.median(give)
         summary |= {"sessions_give": round(capacity, 1), "share": round(rate / capacity, 3)}
     return summary

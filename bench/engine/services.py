@@ -5,7 +5,7 @@ Whoever asks for one gets it running, and it ends with the block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,8 @@ from peers.workload import ROLE
 from support.hsm_shim import Shim, build_shim
 from support.service import Service
 from support.softhsm import require_module
+
+from engine.sessions import signatures_per_second
 
 __all__ = ["put_roles", "serving", "serving_from_hsm", "serving_with_records"]
 
@@ -55,8 +57,12 @@ def serving_with_records(directory: Path, count: int, workers: int) -> Iterator[
 @contextmanager
 def serving_from_hsm(
     directory: Path, threads: int, workers: int
-) -> Iterator[tuple[Meshmint, Shim]]:
-    """A service whose HSM takes as long as it is told to; several threads go through p11-kit."""
+) -> Iterator[tuple[Meshmint, Shim, Callable[[float], float]]]:
+    """A service whose HSM takes as long as it is told to; several threads go through p11-kit.
+
+    With it comes what tells how many signatures a second as many sessions give without a
+    service, when they sign for so many seconds.
+    """
     directory.mkdir()
     control = directory / "control"
     keys: dict[str, int] = {}
@@ -69,8 +75,19 @@ def serving_from_hsm(
         shim.environment["HOME"] = str(directory)
         _tell_proxy_of_softhsm(directory)
         keys["threads"] = threads
-    with _running(Service(directory, workers=workers, shim=shim, keys=keys)) as (_, server):
-        yield server, shim
+    with _running(Service(directory, workers=workers, shim=shim, keys=keys)) as (service, server):
+
+        def sessions_give(seconds: float) -> float:
+            return signatures_per_second(
+                service.module,
+                "meshmint",
+                seconds,
+                processes=workers,
+                sessions=threads,
+                environment=service.token_environment,
+            )
+
+        yield server, shim, sessions_give
     shim.close()
 
 

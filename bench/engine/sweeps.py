@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,7 @@ from peers.workload import Work
 
 from engine.services import put_roles, serving, serving_from_hsm, serving_with_records
 
-__all__ = ["HSM", "PROXIED_HSM", "SWEEPS", "Plan", "Sweep"]
+__all__ = ["HSM", "PROXIED_HSM", "SWEEPS", "BesideSessions", "Plan", "Sweep"]
 
 _SIGN: Final = Work("sign", is_recorded=True)
 _WORKERS: Final = 2
@@ -58,6 +58,17 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class BesideSessions(Measured):
+    """One run, and what the HSM gives without a service.
+
+    Attributes:
+        sessions_give: Signatures per second of as many sessions, right after the run.
+    """
+
+    sessions_give: float
+
+
+@dataclass(frozen=True, slots=True)
 class Sweep:
     """One thing that is varied.
 
@@ -66,20 +77,12 @@ class Sweep:
         values: What it is varied over.
         quick: The same for a smoke run.
         open: Brings the services up for some values.
-        sessions: How many sign, of all workers, where the HSM's delay is what is varied.
     """
 
     name: str
     values: Values
     quick: Values
     open: Callable[[Plan, Values], AbstractContextManager[Ask]]
-    sessions: int | None = None
-
-    def capacity(self, value: int) -> float | None:
-        """Signatures per second that all sessions can give at this delay."""
-        if self.sessions is None or not value:
-            return None
-        return self.sessions / (value / 1000)
 
 
 def _ask_busy(plan: Plan, servers: dict[int, Meshmint]) -> Ask:
@@ -153,7 +156,7 @@ def _hsm(workers: int, threads: int) -> Callable[[Plan, Values], AbstractContext
     @contextmanager
     def opened(plan: Plan, _: Values) -> Iterator[Ask]:
         directory = plan.directory / f"hsm-{threads}"
-        with serving_from_hsm(directory, threads, workers) as (server, shim):
+        with serving_from_hsm(directory, threads, workers) as (server, shim, sessions_give):
             call, size = server.call(_SIGN), server.probe(_SIGN)
 
             def ask(milliseconds: int) -> Measured:
@@ -163,10 +166,13 @@ def _hsm(workers: int, threads: int) -> Callable[[Plan, Values], AbstractContext
                 met = shim.met("C_Sign")
                 measured = plan.measure(server, call, size, _BUSY)
                 delayed = shim.met("C_Sign") - met
-                shim.heal()
-                if milliseconds and delayed < measured.answers:
+                if not milliseconds:
+                    return measured
+                if delayed < measured.answers:
                     raise BadRun(f"of {measured.answers} signatures {delayed} were delayed")
-                return measured
+                alone = sessions_give(plan.seconds)
+                shim.heal()
+                return BesideSessions(*astuple(measured), alone)
 
             yield ask
 
@@ -175,8 +181,8 @@ def _hsm(workers: int, threads: int) -> Callable[[Plan, Values], AbstractContext
 
 _DELAYS: Final = (0, 1, 5, 20)
 # Two sessions either way: at 5 ms, they are what bounds the rate, and not the CPU.
-HSM: Final = Sweep("hsm_ms", _DELAYS, (0, 5), _hsm(2, 1), sessions=2)
-PROXIED_HSM: Final = Sweep("hsm_ms_p11_kit", _DELAYS, (0, 5), _hsm(1, 2), sessions=2)
+HSM: Final = Sweep("hsm_ms", _DELAYS, (0, 5), _hsm(2, 1))
+PROXIED_HSM: Final = Sweep("hsm_ms_p11_kit", _DELAYS, (0, 5), _hsm(1, 2))
 SWEEPS: Final = (
     Sweep("workers", (1, 2, 3, 4), (1, 2), _workers),
     Sweep("connections", (1, 16, 64, 256, 1024, 4096), (1, 64), _connections),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import astuple
 from typing import Any
 from xml.etree import ElementTree
 
@@ -11,7 +12,7 @@ import pytest
 from engine.page import page
 from engine.plot import plot
 from engine.results import document
-from engine.sweeps import HSM, PROXIED_HSM, SWEEPS
+from engine.sweeps import HSM, PROXIED_HSM, SWEEPS, BesideSessions
 from peers.load import Measured
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -21,9 +22,16 @@ def rounds(*rates: float) -> list[Measured]:
     return [Measured(answers=100, rate=rate, p50=0.01, p99=0.02) for rate in rates]
 
 
+def beside(sessions_give: float, *rates: float) -> list[Measured]:
+    return [BesideSessions(*astuple(one), sessions_give) for one in rounds(*rates)]
+
+
 def whole(at_5_ms: float = 380.0) -> dict[str, Any]:
     found = {sweep.name: dict.fromkeys(sweep.values, rounds(900, 1000, 1200)) for sweep in SWEEPS}
-    found[PROXIED_HSM.name][5] = rounds(at_5_ms)
+    for sweep in (HSM, PROXIED_HSM):
+        for delay in sweep.values[1:]:
+            found[sweep.name][delay] = beside(2000 / delay, 900, 1000, 1200)
+    found[PROXIED_HSM.name][5] = beside(400, at_5_ms)
     made = document(SWEEPS, found) | {
         "command": "make bench-engine",
         "at": "2026-11-24T12:00:00+00:00",
@@ -37,13 +45,6 @@ def whole(at_5_ms: float = 380.0) -> dict[str, Any]:
     return reread
 
 
-def test_sessions_give_one_signature_in_each_delay() -> None:
-    assert HSM.capacity(5) == pytest.approx(400)
-    assert PROXIED_HSM.capacity(20) == pytest.approx(100)
-    assert HSM.capacity(0) is None
-    assert SWEEPS[0].capacity(1) is None
-
-
 def test_the_document_has_medians_and_shares() -> None:
     made = whole()
 
@@ -52,6 +53,8 @@ def test_the_document_has_medians_and_shares() -> None:
     }  # fmt: skip
     assert made["hsm_ms_p11_kit"]["5"]["share"] == 0.95
     assert made["share_at_5_ms"] == 0.95
+    assert made["hsm_ms"]["20"]["sessions_give"] == 100
+    assert "share" not in made["hsm_ms"]["0"]
 
 
 @pytest.mark.parametrize(
