@@ -4,8 +4,8 @@ Starts a real `meshmintd serve` (two workers, SoftHSM, SQLite, admission as it c
 top rate with 64 requests in flight, and then has 20,000 come at once over 5,000 connections:
 twice as many as it lets wait. Certificates a second, and memory, are looked at all the while.
 h2load runs on the same cores, and 5,000 TLS handshakes take both ends' CPU time there: the
-rate is told for the whole, and for what follows the last handshake. It prints the result
-and writes docs/reference/stampede.json.
+rate is told for the whole, and for what follows the last handshake. Beside it, how many requests
+a second it refuses. It prints the result and writes docs/reference/stampede.json.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 from engine.services import serving
-from peers.load import Call, Pressure, measure
+from meshmint.v1 import certificate_service_pb2 as pb
+from peers.load import Call, Pressure, frame, measure
 from peers.meshmint import Meshmint
 from peers.processes import resident_bytes
 from peers.workload import Work
@@ -39,6 +41,7 @@ REQUESTS = 20_000
 TARGET = 0.9
 
 _SIGN = Work("sign", is_recorded=True)
+_NO_ROLE = "a-role-that-is-not-there"
 _SAMPLE_SECONDS = 0.5
 _PATIENCE = 120.0
 _COUNTED = re.compile(
@@ -72,7 +75,7 @@ def main() -> int:
         serving(Path(directory) / "service", workers=WORKERS) as (service, server),
     ):
         report |= stampede(service, server, options, Path(directory))
-    for name in ("top_rate", "handshake_seconds", "goodput", "answered", "memory_mib"):
+    for name in ("top_rate", "refusals", "handshake_seconds", "goodput", "answered", "memory_mib"):
         print(f"{name:12} {json.dumps(report[name])}")
     options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0
@@ -81,7 +84,7 @@ def main() -> int:
 def stampede(
     service: Service, server: Meshmint, options: argparse.Namespace, directory: Path
 ) -> dict[str, Any]:
-    """Top rate before and after, and what happened in between."""
+    """Top rate before and after, and what happened in between; then requests that are refused."""
     call, size = server.call(_SIGN), server.probe(_SIGN)
     busy = Pressure(16, 4)
     tops = [measure(call, size, busy, options.seconds, directory).rate]
@@ -108,12 +111,15 @@ def stampede(
     # gRPC refuses by itself what nobody has looked at: no code of ours counts those.
     answered["refused before anybody looked"] = done - sum(answered.values())
     tops.append(measure(call, size, busy, options.seconds, directory).rate)
+    refused = replace(call, body=frame(pb.SignRequest(role=_NO_ROLE).SerializeToString()))
+    refusals = measure(refused, 0, busy, options.seconds, directory).rate
     top = sum(tops) / len(tops)
     handshakes = float(connected[1]) * _SECONDS[connected[2]]
     whole = rate_between(samples, 0.0)
     afterwards = rate_between(samples, handshakes)
     return {
         "top_rate": [round(rate) for rate in tops],
+        "refusals": round(refusals),
         "seconds": round(samples[-1][0], 1),
         "handshake_seconds": round(handshakes, 1),
         "goodput": {

@@ -22,10 +22,7 @@ Rounds = Mapping[str, Mapping[int, Sequence[Measured]]]
 def document(sweeps: Sequence[Sweep], found: Rounds) -> dict[str, Any]:
     """The figures of engine.json: rates per second, latencies in milliseconds."""
     every = {
-        sweep.name: {
-            str(value): _summary(rounds)
-            for value, rounds in found[sweep.name].items()
-        }
+        sweep.name: {str(value): _summary(rounds) for value, rounds in found[sweep.name].items()}
         for sweep in sweeps
     }
     return {

@@ -118,8 +118,8 @@ def _connections(plan: Plan, values: Values) -> Iterator[Ask]:
         call, size = server.call(_SIGN), server.probe(_SIGN)
 
         def ask(count: int) -> Measured:
-            # Handshakes take their time.
-            pressure = Pressure(count, 1, settling=0.3 + count / 800)
+            # Handshakes take their time, and h2load catches up on the answers afterwards.
+            pressure = Pressure(count, 1, settling=0.3 + count / 250)
             return plan.measure(server, call, size, pressure)
 
         yield ask

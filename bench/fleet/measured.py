@@ -29,11 +29,10 @@ class Replica:
         cores: Of the machine that it was measured on, load and database included.
         workers: Its processes there.
         certificates: `Sign`, recorded, in PostgreSQL: certificates a second.
-        handshake: Seconds for a new connection: what the most connections at once, each with
-            one request, took beyond the best rate.
+        handshake: Seconds for a new connection: what the handshakes of a stampede took beyond
+            the certificates that were made meanwhile.
         aside: Seconds for a request that is refused or comes to nothing, and for the beginning
-            of a stream: what a stampede took beyond its certificates and handshakes, for each
-            request that was refused.
+            of a stream: what one takes that is refused when nothing else is asked.
         room: Requests that are worked on or wait, at most.
         retry_after: What a refusal says, seconds.
         time_limit: How long a request may take, seconds.
@@ -55,18 +54,12 @@ class Replica:
     @classmethod
     def measured(cls, reference: Path = REFERENCE) -> Replica:
         """As the files say."""
-        bench, engine, stampede = (
-            _read(reference / f"{name}.json") for name in ("bench", "engine", "stampede")
-        )
+        bench, stampede = (_read(reference / f"{name}.json") for name in ("bench", "stampede"))
         rates = bench["top_rate"]["sign_recorded"][_IN_FLIGHT]
-        by_connections = {int(key): one["rate"] for key, one in engine["connections"].items()}
-        handshake = 1 / by_connections[max(by_connections)] - 1 / max(by_connections.values())
-        certificates = stampede["answered"]["OK"]
-        beyond = (
-            stampede["seconds"]
-            - certificates / statistics.mean(stampede["top_rate"])
-            - stampede["connections"] * handshake
-        )
+        shaking = stampede["handshake_seconds"]
+        afterwards = stampede["goodput"]["after_handshakes"] * (stampede["seconds"] - shaking)
+        meanwhile = stampede["answered"]["OK"] - afterwards
+        top = statistics.mean(stampede["top_rate"])
         memory = stampede["memory_mib"]
         workers: int = stampede["workers"]
         settings = {name: field.default for name, field in Config.model_fields.items()}
@@ -75,8 +68,8 @@ class Replica:
             cores=bench["machine"]["cores"],
             workers=workers,
             certificates=rates["meshmint-postgresql"]["rate"]["median"],
-            handshake=handshake,
-            aside=beyond / (stampede["requests"] - certificates),
+            handshake=(shaking - meanwhile / top) / stampede["connections"],
+            aside=1 / stampede["refusals"],
             room=workers * (admission.working + admission.waiting),
             retry_after=Overloaded.default_retry_after or 0.0,
             time_limit=settings["request_time_limit"].total_seconds(),

@@ -112,7 +112,7 @@ def measure(
 
     Args:
         call: What is asked.
-        answer_bytes: The size of a good answer's body.
+        answer_bytes: The size of a good answer's body; 0 where refusals are what is measured.
         pressure: How hard.
         seconds: For how long, unless the number of requests is given.
         directory: Where it puts its files.
@@ -171,7 +171,7 @@ def check_summary(text: str, answer_bytes: int, items: int = 1) -> None:
     most, tolerance = 1.0, _SIZE_TOLERANCE
     if items > 1:
         most, tolerance = counts["started"] / counts["done"], _STREAM_SIZE_TOLERANCE
-    if not 1 - tolerance <= mean / answer_bytes <= most + tolerance:
+    if not (1 - tolerance) * answer_bytes <= mean <= (most + tolerance) * answer_bytes:
         raise BadRun(f"answers have {mean:.0f} bytes in place of {answer_bytes}: no certificates")
 
 
