@@ -104,9 +104,10 @@ def test_the_lines_that_it_prints_work_in_another_terminal(
             assert done.returncode == 0, f"{step.command}\n{done.stdout}{done.stderr}"
             outputs.append(done.stdout)
 
-        services, issued, chain, records, python, openssl, revoked = outputs
+        services, issued, token, chain, records, python, openssl, revoked = outputs
         assert "meshmint.v1.CertificateService" in services.splitlines()
         assert json.loads(issued)["spiffe_id"] == SPIFFE_ID
+        assert json.loads(token)["spiffe_id"] == SPIFFE_ID
         assert json.loads(chain)["trust_domain"] == "example.org"
         assert json.loads(records)["records"][0]["spiffe_id"] == SPIFFE_ID
         assert python.startswith(SPIFFE_ID)

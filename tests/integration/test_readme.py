@@ -61,6 +61,7 @@ def test_the_lines_of_the_readme_work_as_they_stand(tmp_path: Path) -> None:
     grpcurl, python, revoked, role, agent = outputs
     assert "meshmint.v1.CertificateService" in grpcurl.splitlines()
     assert f'"spiffe_id": "{SPIFFE_ID}"' in grpcurl
+    assert '"token": "eyJ' in grpcurl
     assert '"trust_domain": "example.org"' in grpcurl
     assert f"{SPIFFE_ID} until" in python
     assert ": OK" in python

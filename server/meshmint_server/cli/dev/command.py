@@ -22,7 +22,7 @@ import typer
 
 from meshmint_server.cli.apply import apply_roles
 from meshmint_server.cli.dev.configuration import TRUST_DOMAIN, write_configuration
-from meshmint_server.cli.dev.issuer import DevelopmentIssuer, ensure_issuer
+from meshmint_server.cli.dev.issuer import DevelopmentIssuer, ensure_issuer, ensure_jwt_key
 from meshmint_server.cli.dev.key_storage import KeyChoice, KeyStorage, choose_key_storage
 from meshmint_server.cli.dev.next_steps import next_steps
 from meshmint_server.cli.dev.proof import Proof, get_svid
@@ -87,8 +87,9 @@ def dev(
 
 
 async def _prepare(directory: StateDirectory, config: Config) -> DevelopmentIssuer:
-    """Issuer and first roles, unless they are there."""
+    """Issuer, key for JWT-SVIDs and first roles, unless they are there."""
     issuer = await ensure_issuer(config, DevelopmentRoot(directory))
+    await ensure_jwt_key(config)
     if not directory.roles.exists():
         text = resources.files(__package__).joinpath("first_roles.yaml").read_text("utf-8")
         first = directory.path / ".first-roles.yaml"

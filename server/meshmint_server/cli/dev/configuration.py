@@ -38,6 +38,11 @@ http:
 publication:
   url: http://127.0.0.1:{http_port}
 
+# JWT-SVIDs, for where mutual TLS does not reach. Verifiers find the keys below the issuer's URL.
+jwt_svid:
+  enabled: true
+  issuer: http://127.0.0.1:{http_port}
+
 # Records, roles and issuers.
 store: {store}
 

@@ -1,4 +1,4 @@
-"""The issuer of a development service, made by the ceremony that operators go through."""
+"""The keys of a development service, made by the ceremonies that operators go through."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from meshmint_server.app import open_keyring, open_store
+from meshmint_server.app import open_jwt_key_succession, open_keyring, open_store
 from meshmint_server.authority import IssuerDescription, create_csr, describe, import_chain
 from meshmint_server.cli.dev.root import DevelopmentRoot
 from meshmint_server.cli.key_words import key_words
 from meshmint_server.config import Config
 from meshmint_server.store import IssuerState
 
-__all__ = ["DevelopmentIssuer", "ensure_issuer"]
+__all__ = ["DevelopmentIssuer", "ensure_issuer", "ensure_jwt_key"]
 
 NAME: Final = "development"
 
@@ -59,3 +59,19 @@ async def ensure_issuer(config: Config, root: DevelopmentRoot) -> DevelopmentIss
             )
         key = await keyring.open(row.key_uri, row.public_key)
         return DevelopmentIssuer(describe(row), key_words(key, await key.attributes()))
+
+
+async def ensure_jwt_key(config: Config) -> None:
+    """Makes the first key for JWT-SVIDs, unless there is one.
+
+    A service makes it by itself, once it has watched its clock; nobody should wait for that here.
+
+    Raises:
+        MeshmintError: Key or store do not work.
+    """
+    async with open_jwt_key_succession(config) as succession:
+        _, rows, _ = await succession.look()
+        if not rows:
+            row = await succession.prepare()
+            revision, _, _ = await succession.look()
+            await succession.activate(row.key_id, at_revision=revision, at_once=True)

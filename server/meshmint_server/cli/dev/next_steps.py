@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
+from meshmint_server.cli.dev.configuration import TRUST_DOMAIN
 from meshmint_server.cli.dev.state import StateDirectory
 
 __all__ = ["Step", "next_steps"]
@@ -38,6 +39,12 @@ def next_steps(
             "An X509-SVID with a key that the service makes",
             f"{grpcurl} -cacert {roots} {workload} -d '{{}}' \\\n"
             f"  {target} meshmint.v1.CertificateService/Issue",
+        ),
+        Step(
+            "A JWT-SVID, for where mutual TLS does not reach",
+            f"{grpcurl} -cacert {roots} {workload} \\\n"
+            f"  -d '{{\"audiences\": [\"https://api.{TRUST_DOMAIN}\"]}}' \\\n"
+            f"  {target} meshmint.v1.CertificateService/IssueJwtSvid",
         ),
         Step(
             "The chain and the trust bundle; no credential needed",
