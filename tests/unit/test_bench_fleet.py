@@ -203,7 +203,7 @@ def test_the_plot_has_a_row_for_each_event_and_stays_within_its_panels() -> None
 def test_replicas_do_what_was_measured() -> None:
     measured = Replica.measured()
     assert measured.cores == 2
-    # A certificate takes longer than a handshake, and neither is free.
-    assert 0.0001 < measured.handshake < 1 / measured.certificates < 0.01
-    assert 0 < measured.aside < 1 / measured.certificates
+    # Seconds of a machine like this one; to refuse is cheaper than to sign.
+    assert 0.0001 < measured.handshake < 0.01
+    assert 0.00001 < measured.aside < 1 / measured.certificates < 0.01
     assert measured.behind_a_slow_hsm(20).certificates < measured.certificates

@@ -22,8 +22,13 @@ from meshmint_server.spiffe import SpiffeId
 
 NOW = datetime(2031, 5, 4, 12, tzinfo=UTC)
 DECISION = JwtSvidDecision(
-    "api", SpiffeId.parse("spiffe://mesh.example/a"), ("https://a.example",),
-    NOW, NOW - timedelta(seconds=20), NOW + timedelta(seconds=60), (),
+    "api",
+    SpiffeId.parse("spiffe://mesh.example/a"),
+    ("https://a.example",),
+    NOW,
+    NOW - timedelta(seconds=20),
+    NOW + timedelta(seconds=60),
+    (),
 )
 COORDINATES = st.integers(1, 2**256 - 1)
 

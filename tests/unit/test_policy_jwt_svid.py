@@ -29,10 +29,11 @@ BOUNDS = Bounds(
     TRUST_DOMAIN, timedelta(hours=1), timedelta(hours=1), ReservedNames(spiffe_id=SERVICE)
 )
 MINUTE = timedelta(minutes=1)
+OF_THE_ROLE = ("ttl_over_max", "not_before_duration")
 
 
 def role(**rules: Any) -> Role:
-    fields = {key: rules.pop(key) for key in ("ttl_over_max", "not_before_duration") if key in rules}
+    fields = {key: rules.pop(key) for key in OF_THE_ROLE if key in rules}
     document = {"audiences": ["https://a.example", "https://b.*"], **rules}
     return Role.from_document({"name": "api", "require_cn": False, "jwt_svid": document, **fields})
 

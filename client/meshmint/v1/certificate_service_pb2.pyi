@@ -778,7 +778,9 @@ class IssueJwtSvidResponse(_message.Message):
     """Its id, claim "jti", by which the service's audit log knows it."""
     @_builtins.property
     def issued_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was issued, claim "iat"."""
+        """When it was issued. Claim "iat" is earlier by the role's not_before_duration, for
+        verifiers whose clocks are behind.
+        """
 
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
