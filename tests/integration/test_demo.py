@@ -188,9 +188,10 @@ def test_without_softhsm_the_key_is_an_encrypted_file_and_it_says_so(
     assert "in an encrypted file" in output
     assert SPIFFE_ID in output
     state = tmp_path / ".meshmint"
-    (key,) = (state / "keys").iterdir()
-    assert b"BEGIN ENCRYPTED PRIVATE KEY" in key.read_bytes()
-    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    issuers, jwt_svids = sorted((state / "keys").iterdir())
+    for key in (issuers, jwt_svids):
+        assert b"BEGIN ENCRYPTED PRIVATE KEY" in key.read_bytes()
+        assert stat.S_IMODE(key.stat().st_mode) == 0o600
 
     # Now that SoftHSM is there again, the directory keeps the key that it has.
     assert "--state" in _refused(capsys, "--keys", "softhsm", "--state", state)

@@ -43,7 +43,7 @@ def next_steps(
         Step(
             "A JWT-SVID, for where mutual TLS does not reach",
             f"{grpcurl} -cacert {roots} {workload} \\\n"
-            f"  -d '{{\"audiences\": [\"https://api.{TRUST_DOMAIN}\"]}}' \\\n"
+            f'  -d \'{{"audiences": ["https://api.{TRUST_DOMAIN}"]}}\' \\\n'
             f"  {target} meshmint.v1.CertificateService/IssueJwtSvid",
         ),
         Step(
