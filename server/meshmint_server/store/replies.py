@@ -6,14 +6,14 @@ in them is sealed before it comes here, and nobody can open it without the calle
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Select, delete, select
 
-from meshmint_server.errors import MeshmintError, StoreUnavailable
+from meshmint_server.errors import MeshmintError
+from meshmint_server.store.batcher import Asked, Batcher, fail
 from meshmint_server.store.records import from_row
 from meshmint_server.store.rows import KeptReply, ReplyRow
 from meshmint_server.store.schema import records, replies
@@ -77,8 +77,9 @@ class ReplyLookup:
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
-        self._waiting: list[tuple[bytes, asyncio.Future[bool]]] = []
-        self._task: asyncio.Task[None] | None = None
+        self._batcher: Batcher[bytes, bool] = Batcher(
+            "reply-lookup", self._look_up, most=_MOST_AT_ONCE
+        )
 
     async def is_taken(self, tag: bytes) -> bool:
         """Whether there is a reply with this tag, expired or not.
@@ -86,54 +87,14 @@ class ReplyLookup:
         Raises:
             StoreUnavailable: The database does not answer.
         """
-        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append((tag, answer))
-        if self._task is None:
-            self._start()
-        return await answer
+        return await self._batcher.ask(tag)
 
-    def _start(self) -> None:
-        self._task = asyncio.create_task(self._work(), name="reply-lookup")
-        self._task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        """Whatever it has ended of, those who came meanwhile are not left waiting."""
-        self._task = None
-        if task.cancelled():
-            waiting, self._waiting = self._waiting, []
-            _fail(waiting, _no_answer())
-            return
-        if (bug := task.exception()) is not None:
-            task.get_loop().call_exception_handler(
-                {"message": "bug: a look-up of replies failed", "exception": bug, "task": task}
-            )
-        if self._waiting:
-            self._start()
-
-    async def _work(self) -> None:
-        while self._waiting:
-            asked, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
-            try:
-                taken = await self._fetch([tag for tag, answer in asked if not answer.done()])
-            except MeshmintError as fault:
-                _fail(asked, fault)
-            else:
-                for tag, answer in asked:
-                    if not answer.done():
-                        answer.set_result(tag in taken)
-            finally:
-                # A bug or a cancelled task must not leave callers waiting.
-                _fail(asked, _no_answer())
-
-
-def _no_answer() -> StoreUnavailable:
-    return StoreUnavailable("The store does not answer at present.")
-
-
-def _fail(asked: Sequence[tuple[bytes, asyncio.Future[bool]]], fault: MeshmintError) -> None:
-    for _, answer in asked:
-        if not answer.done():
-            # One object each: a traceback grows on the exception that is raised.
-            answer.set_exception(
-                type(fault)(fault.message, reason=fault.reason, retry_after=fault.retry_after)
-            )
+    async def _look_up(self, batch: Sequence[Asked[bytes, bool]]) -> None:
+        try:
+            taken = await self._fetch([asked.question for asked in batch])
+        except MeshmintError as fault:
+            fail(batch, fault)
+        else:
+            for asked in batch:
+                if not asked.answer.done():
+                    asked.answer.set_result(asked.question in taken)
