@@ -15,7 +15,8 @@ from itertools import product
 from pathlib import Path
 from typing import Final
 
-from peers.load import BadRun, Call, Pressure, measure
+from peers.floor import KINDS, REPLY, Floor
+from peers.load import BadRun, Call, Pressure, frame, measure
 from peers.meshmint import Meshmint
 from peers.openbao import OpenBao
 from peers.processes import cpu_seconds, resident_bytes
@@ -51,7 +52,7 @@ class Plan:
     def turns(self) -> int:
         """How often h2load is run in all: records are made by three servers, the rest by two."""
         top = len(PRESSURES) * sum(3 if work.is_recorded else 2 for work in WORKS)
-        return self.rounds * (top + 2 * len(WORKS) + 2 * len(STREAMED))
+        return self.rounds * (top + 2 * len(WORKS) + 2 * len(STREAMED) + len(KINDS))
 
 
 class Comparison:
@@ -94,6 +95,7 @@ class Comparison:
             self._measure_top_rates(results)
             self._measure_at_half_rate(results)
             self._measure_streams(ours, results)
+            self._measure_floor(start(Floor.running(self._directory / "floor")), results)
             for server in self._servers:
                 made = server.count_records() - recorded[server.name]
                 if made < self._answers[server.name]:
@@ -149,6 +151,15 @@ class Comparison:
         if refused := server.count_refused_items():
             raise BadRun(f"{refused} items of streams were refused")
 
+    def _measure_floor(self, floor: Floor, results: Results) -> None:
+        for turn in range(self._plan.rounds):
+            first = turn % len(KINDS)
+            for kind in (*KINDS[first:], *KINDS[:first]):
+                self._tell(f"the least, {kind}")
+                results.floor[kind].append(
+                    self._time(floor.pids, floor.call(kind), len(frame(REPLY)), PRESSURES[-1])
+                )
+
     def _in_turn(self, work: Work, turn: int) -> Iterator[Server]:
         """Another one first in each round; without a record the kind of store is of no account."""
         servers: Sequence[Server] = [
@@ -172,9 +183,20 @@ class Comparison:
         *,
         seconds: float,
     ) -> Sample:
-        before = cpu_seconds(server.pids)
-        measured = measure(call, size, pressure, seconds, self._directory)
-        cpu = cpu_seconds(server.pids) - before
+        sample = self._time(server.pids, call, size, pressure, seconds)
         if work.is_recorded:
-            self._answers[server.name] += measured.answers
+            self._answers[server.name] += sample.measured.answers
+        return sample
+
+    def _time(
+        self,
+        pids: Sequence[int],
+        call: Call,
+        size: int,
+        pressure: Pressure,
+        seconds: float | None = None,
+    ) -> Sample:
+        before = cpu_seconds(pids)
+        measured = measure(call, size, pressure, seconds or self._plan.seconds, self._directory)
+        cpu = cpu_seconds(pids) - before
         return Sample(measured, cpu / measured.answers * 1000)

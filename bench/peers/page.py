@@ -45,6 +45,7 @@ def page(document: dict[str, Any]) -> str:
             f"## {title}\n\n{_markdown(headings, rows)}"
             for title, headings, rows in _tables(document)
         ),
+        **_floor_words(document),
     )
 
 
@@ -83,6 +84,11 @@ def _tables(document: dict[str, Any]) -> list[tuple[str, tuple[str, ...], Rows]]
             "At half of Meshmint's best rate",
             ("work", "server", "asked for/s", "rate/s", "p50 ms", "p99 ms", "CPU s per 1,000"),
             _half_rows(document),
+        ),
+        (
+            "The least: handlers that do what no issuer can leave out, and nothing else",
+            ("work", "rate/s", "least", "most", "p50 ms", "p99 ms", "CPU s per 1,000"),
+            _floor_rows(document),
         ),
         (
             "Memory",
@@ -142,6 +148,37 @@ def _half_rows(document: dict[str, Any]) -> Rows:
         for server, found in sorted(servers.items())
         if server in _NAMES
     ]  # fmt: skip
+
+
+_FLOORS: Final = {
+    "rpc": "an RPC alone",
+    "issue": "with a key pair, a signature in SoftHSM, its verification",
+    "sign": "with a CSR's check, a signature in SoftHSM, its verification",
+}
+
+
+def _floor_rows(document: dict[str, Any]) -> Rows:
+    return [
+        (
+            _FLOORS[kind], f"{found['rate']['median']:,.0f}", f"{found['rate']['min']:,.0f}",
+            f"{found['rate']['max']:,.0f}", *_costs(found),
+        )
+        for kind, found in document["floor"].items()
+    ]  # fmt: skip
+
+
+def _floor_words(document: dict[str, Any]) -> dict[str, str]:
+    """How much faster than OpenBao's best a service could be that did nothing else."""
+    rates = {kind: found["rate"]["median"] for kind, found in document["floor"].items()}
+    words = {f"floor_{kind}": f"{rate:,.0f}" for kind, rate in rates.items()}
+    for kind in ("issue", "sign"):
+        for how in ("recorded", "no_store"):
+            peer = max(
+                servers["openbao"]["rate"]["median"]
+                for servers in document["top_rate"][f"{kind}_{how}"].values()
+            )
+            words[f"floor_{kind}_{how}"] = f"{rates[kind] / peer:.2f}"
+    return words
 
 
 def _costs(found: dict[str, Any]) -> tuple[str, str, str]:

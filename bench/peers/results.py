@@ -55,6 +55,7 @@ class Results:
         paced: By work and server: at half of Meshmint's best rate.
         pace: By work, that rate.
         streams: By operation, and by whether asked over streams: as fast as OURS answers.
+        floor: By kind: handlers that do only what no issuer can leave out (`peers.floor`).
         memory: By server, bytes resident before the load and after it.
     """
 
@@ -66,6 +67,7 @@ class Results:
     streams: dict[str, dict[str, list[Sample]]] = field(
         default_factory=lambda: defaultdict(_samples)
     )
+    floor: dict[str, list[Sample]] = field(default_factory=_samples)
     memory: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def best_rates(self, work: Work, server: str) -> list[float]:
@@ -132,6 +134,7 @@ class Results:
                 f"{name}_stream": {how: _summary(samples) for how, samples in hows.items()}
                 for name, hows in self.streams.items()
             },
+            "floor": {kind: _summary(samples) for kind, samples in self.floor.items()},
             "memory_mib": {
                 name: {"before": round(before / 2**20), "after": round(after / 2**20)}
                 for name, (before, after) in self.memory.items()
