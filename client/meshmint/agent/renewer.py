@@ -86,7 +86,7 @@ class Renewer:
     async def restore(self) -> None:
         """Takes the certificate that is kept, if it still fits; asks nobody."""
         name = self._settings.name
-        held = kept = self._holdings.certificate(name)
+        kept = self._holdings.certificate(name)
         if kept is None:
             try:
                 kept = await asyncio.to_thread(self._state.load, name)
@@ -102,10 +102,9 @@ class Renewer:
             self._log.warning("the kept certificate has expired", expired_at=kept.not_after)
             self._holdings.hold(name, None, now)
         elif kept.wanted != self._wanted:
+            # What is held is served on, should the other one be long in coming; what is on the
+            # disk stays there.
             self._log.info("the configuration asks for another certificate than the one kept")
-            if held is not None:
-                # Who is served with it is not left without, should the other one be long in coming.
-                self._hold(kept, now)
         else:
             self._log.info(
                 "kept certificate is still good",
