@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from collections.abc import Iterator
@@ -212,7 +213,9 @@ def test_grpcs_own_port_ends_a_connection_without_alpn(proxies: Proxies) -> None
         tls.wrap_socket(plain, server_hostname="localhost") as connection,
     ):
         connection.sendall(PREFACE)
-        assert connection.recv(100) == b""
+        # An error if it was ended before this end had written everything.
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(100) == b""
 
 
 def test_a_proxy_without_alpn_is_served_and_its_address_is_known(

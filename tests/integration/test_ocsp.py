@@ -334,9 +334,7 @@ def test_cache_that_has_the_answer_is_told_so_and_its_head_can_be_had_alone(worl
     request = world.leaf().request()
     url = f"/ocsp/{base64.b64encode(request).decode()}"
     with closing_connection(world) as connection:  # one worker: each signs its own
-        connection.request("GET", url)
-        first = connection.getresponse()
-        body, tag = first.read(), first.headers["ETag"]
+        body, tag = settled(connection, url)
         for sent in (tag, f'"other", W/{tag}', "*"):
             connection.request("GET", url, headers={"If-None-Match": sent})
             again = connection.getresponse()
@@ -348,6 +346,17 @@ def test_cache_that_has_the_answer_is_told_so_and_its_head_can_be_had_alone(worl
         head = connection.getresponse()
         assert (head.status, head.read(), head.headers["ETag"]) == (200, b"", tag)
         assert head.headers["Content-Length"] == str(len(body))
+
+
+def settled(connection: http.client.HTTPConnection, url: str) -> tuple[bytes, str]:
+    """An answer that is in the worker's cache, which a revocation of the test before empties."""
+    answers: list[tuple[bytes, str]] = []
+    while len(answers) < 2 or answers[-1] != answers[-2]:
+        assert len(answers) < 20
+        connection.request("GET", url)
+        answer = connection.getresponse()
+        answers.append((answer.read(), answer.headers["ETag"]))
+    return answers[-1]
 
 
 @contextlib.contextmanager

@@ -65,6 +65,10 @@ class Domain:
                 critical=False,
             )
             .add_extension(x509.SubjectAlternativeName(names), critical=True)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.issuer.key.public_key()),
+                critical=False,
+            )
             .sign(self.issuer.key, hashes.SHA256())
         )
         return Identity(

@@ -344,6 +344,10 @@ class Service:
                 ),
                 critical=True,
             )
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.root_key.public_key()),
+                critical=False,
+            )
             .sign(self.root_key, hashes.SHA384())
         )
         self.tls_key_file.write_bytes(
