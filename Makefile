@@ -18,7 +18,7 @@ SHELL := /bin/sh
 VENV  := .venv
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
-JOBS  ?= 3
+JOBS  ?= 2
 
 # Build requirements are pinned as well. The first name is read by pip before
 # 25.3, the second by later ones.

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -131,9 +132,15 @@ def test_metrics_know_both(proxies: Proxies) -> None:
     name = proxies.linkerd_name(*CART)
     refusal(proxies.certify, name, linkerd_csr(name), "nonsense")
 
-    shown = metrics(proxies.service)
-    assert 'rpc="IstioCertificateService/CreateCertificate"' in shown
-    assert 'code="INVALID_ARGUMENT",rpc="Identity/Certify"' in shown
+    # A call is counted when it is over, which its client may know before.
+    counted = (
+        'rpc="IstioCertificateService/CreateCertificate"',
+        'code="INVALID_ARGUMENT",rpc="Identity/Certify"',
+    )
+    ends = time.monotonic() + 20
+    while not all(one in (shown := metrics(proxies.service)) for one in counted):
+        assert time.monotonic() < ends, shown
+        time.sleep(0.05)
     assert "mesh.example/ns" not in shown
 
 

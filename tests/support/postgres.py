@@ -108,20 +108,30 @@ class PostgresServer:
         ]  # fmt: skip
         for setting in self._settings:
             command += ["-c", setting]
+        account = self._account
         setpriv = shutil.which("setpriv")
         if setpriv:
+            # It changes the account, too: for that Python would have to fork, and handlers of
+            # gRPC run in the child then, which may end it in the midst of calls.
+            options = (
+                [f"--reuid={account['user']}", f"--regid={account['group']}", "--clear-groups"]
+                if account
+                else []
+            )
             # A test run that is killed must not leave a server behind.
-            command = [setpriv, "--pdeathsig", "INT", "--", *command]
+            command = [setpriv, *options, "--pdeathsig=INT", "--", *command]
+            account = {}
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, cwd=self.directory, stdout=log, stderr=log, **self._account
+                command, cwd=self.directory, stdout=log, stderr=log, **account
             )
         ends = time.monotonic() + 30
         ready = [self._programs / "pg_isready", "-q", "-h", self.directory, "-p", str(PORT)]
         while subprocess.run(ready, check=False, capture_output=True).returncode:
             if self._process.poll() is not None or time.monotonic() > ends:
                 log_text = (self.directory / "log").read_text(errors="replace")
-                pytest.fail(f"PostgreSQL does not start:\n{log_text}", pytrace=False)
+                status = self._process.poll()
+                pytest.fail(f"PostgreSQL does not start ({status}):\n{log_text}", pytrace=False)
             time.sleep(0.05)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
