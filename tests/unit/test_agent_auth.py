@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import signal
 import stat
 import time
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from meshmint import TokenUnavailable
+from meshmint.agent import auth
 from meshmint.agent.auth import token_expiry, token_source
 from meshmint.agent.config import AuthSettings
 from meshmint.tokens import Tokens
@@ -129,6 +131,18 @@ async def test_one_who_gives_up_ends_no_run_that_others_wait_for(tmp_path: Path)
     await until(lambda: not is_running(int(pid.read_text())))
     # What was told of its end must find the event loop.
     await until(lambda: len(asyncio.all_tasks()) == 1)
+
+
+async def test_a_killed_program_is_gone_though_nobody_has_read_what_it_printed() -> None:
+    process = await asyncio.create_subprocess_exec(
+        "cat", "/dev/zero", stdout=asyncio.subprocess.PIPE, start_new_session=True
+    )
+    await asyncio.sleep(0.2)  # until its pipe is full, and asyncio's buffer
+    os.killpg(process.pid, signal.SIGKILL)
+    await auth._reap(process)
+    assert process.returncode == -signal.SIGKILL
+    assert process.stdout is not None
+    assert process.stdout.at_eof()
 
 
 async def test_a_command_gets_no_shell(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ TokenCall = Callable[[], str] | Callable[[], Awaitable[str]]
 
 # Far more than any service takes.
 _MAX_OUTPUT = 64 * 1024
+# For a program that was killed.
+_REAP_SECONDS = 5.0
 
 
 def token_source(settings: AuthSettings) -> TokenCall:
@@ -101,7 +103,7 @@ async def _printed(command: tuple[str, ...], limit: float) -> str:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             # Reaped even if this task is being cancelled.
-            await asyncio.shield(process.wait())
+            await asyncio.shield(_reap(process))
     if len(output) > _MAX_OUTPUT:
         raise TokenUnavailable(f"the token command {program} printed more than a token")
     if status:
@@ -113,6 +115,19 @@ async def _printed(command: tuple[str, ...], limit: float) -> str:
     if not token:
         raise TokenUnavailable(f"the token command {program} printed nothing")
     return token
+
+
+async def _reap(process: asyncio.subprocess.Process) -> None:
+    """Returns when a killed program is gone, or after a while.
+
+    asyncio tells of the end of a process when its pipes are at theirs, too, and a pipe that is
+    full and not read never is. One that left its group may hold the pipe for longer.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_REAP_SECONDS):
+            while process.stdout is not None and await process.stdout.read(_MAX_OUTPUT):
+                pass
+            await process.wait()
 
 
 async def _read(stream: asyncio.StreamReader) -> bytes:
