@@ -45,14 +45,14 @@ def signatures_per_second(
         RuntimeError: A process has failed; its error is above.
     """
     command = [sys.executable, "-m", "engine.sessions", module, token, f"{seconds}", f"{sessions}"]
-    running = [
-        subprocess.Popen(
+    running: list[subprocess.Popen[str]] = []
+    # All begin when all are ready. One after the other gets so far: SoftHSM writes to its token
+    # at a login, and who looks for tokens at that moment may not find it.
+    for _ in range(processes):
+        process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        for _ in range(processes)
-    ]
-    # All begin when all are ready.
-    for process in running:
+        running.append(process)
         assert process.stdout is not None
         process.stdout.readline()
     told = [process.communicate("\n", timeout=seconds + _START_SECONDS)[0] for process in running]
