@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from tables import markdown
 
 from agent.layout import Layout
 from agent.measuring import Use
@@ -256,10 +257,5 @@ def page(document: Mapping[str, Any]) -> str:
         times=", ".join(
             f"{KINDS[kind]}: {found['times']}" for kind, found in first["pushes"].items()
         ),
-        table=_markdown(_headings(document), [row for rows in _groups(document) for row in rows]),
+        table=markdown(_headings(document), [row for rows in _groups(document) for row in rows]),
     )
-
-
-def _markdown(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [headings, ("---", *["---:"] * (len(headings) - 1)), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
+from tables import markdown
 
 __all__ = ["page", "show"]
 
@@ -60,7 +60,7 @@ def page(document: dict[str, Any]) -> str:
         share=f"{share:.0%}",
         mark=f"{mark:.0%}",
         reached="reached" if share >= mark else "**missed**",
-        **{name: _markdown(*_table(document, name)) for name in _TITLES},
+        **{name: f"{markdown(*_table(document, name), left=())}\n" for name in _TITLES},
     )
 
 
@@ -83,8 +83,3 @@ def _shares(one: dict[str, float]) -> tuple[str, str]:
     if "share" not in one:
         return "", ""
     return f"{one['sessions_give']:,.0f}", f"{one['share']:.0%}"
-
-
-def _markdown(headings: Sequence[str], rows: Rows) -> str:
-    lines = [headings, ["---:"] * len(headings), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

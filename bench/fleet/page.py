@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
+from tables import markdown
 
 __all__ = ["page", "show"]
 
@@ -84,9 +85,9 @@ def page(document: dict[str, Any]) -> str:
         wave=f"{wave['highest_rate']:,}",
         wave_replicas=math.ceil(wave["highest_rate"] / replica["certificates"]),
         wave_hours=_hours(wave["faded_after_h"]),
-        by_replicas=_markdown(*_by_replicas(document)),
-        smallest=_markdown(*_smallest(document)),
-        choices=_markdown(*_choices(document)),
+        by_replicas=f"{markdown(*_by_replicas(document))}\n",
+        smallest=f"{markdown(*_smallest(document))}\n",
+        choices=f"{markdown(*_choices(document))}\n",
     )
 
 
@@ -175,8 +176,3 @@ def _count(count: int | None) -> str:
 
 def _percent(part: float, whole: float) -> str:
     return f"{part / whole:.1%}"
-
-
-def _markdown(headings: Sequence[str], rows: Rows) -> str:
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from support.postgres import postgres_programs
+from tables import markdown
 
 __all__ = ["FLAT", "Measured", "Report", "page", "surroundings"]
 
@@ -162,15 +163,10 @@ def page(document: dict[str, Any]) -> str:
         machine=f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']} GiB",
         versions=", ".join(f"{name} {number}" for name, number in versions.items()),
         rounds=document["rounds"],
-        table=_markdown(_HEADINGS, _rows(document)),
-        lists=_markdown(("store", "records", *kinds), lists),
+        table=markdown(_HEADINGS, _rows(document)),
+        lists=markdown(("store", "records", *kinds), lists),
         flat=FLAT,
     )
-
-
-def _markdown(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [headings, ("---", *["---:"] * (len(headings) - 1)), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 # --- where ---------------------------------------------------------------------------

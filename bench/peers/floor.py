@@ -34,7 +34,7 @@ from support import softhsm
 from support.server_ca import TestCa
 from support.service import free_port
 
-from peers.load import Call, frame
+from peers.load import Call, frame, grpc_call
 from peers.workload import CSR
 
 __all__ = ["KINDS", "REPLY", "Floor"]
@@ -93,15 +93,7 @@ class Floor:
 
     def call(self, kind: str) -> Call:
         """The gRPC request; as Meshmint's callers, it has a token, at which nobody looks."""
-        return Call(
-            url=f"https://{self._address}/floor/{kind}",
-            headers=(
-                ("content-type", "application/grpc"),
-                ("te", "trailers"),
-                ("authorization", f"Bearer {'t' * 900}"),
-            ),
-            body=frame(CSR.encode()),
-        )
+        return grpc_call(self._address, f"floor/{kind}", "t" * 900, frame(CSR.encode()))
 
 
 # --- one process -----------------------------------------------------------------------

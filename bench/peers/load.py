@@ -21,6 +21,7 @@ __all__ = [
     "Pressure",
     "check_summary",
     "frame",
+    "grpc_call",
     "measure",
     "read_log",
     "read_stream_log",
@@ -103,6 +104,24 @@ def frame(message: bytes) -> bytes:
     Source: gRPC over HTTP2, Length-Prefixed-Message.
     """
     return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def grpc_call(address: str, method: str, token: str, body: bytes, items: int = 1) -> Call:
+    """A gRPC request as it is on the wire.
+
+    Args:
+        address: Host and port.
+        method: Service and method, ``package.Service/Method``.
+        token: The caller's.
+        body: Its messages, framed.
+        items: How many certificates it asks for.
+    """
+    headers = (
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+        ("authorization", f"Bearer {token}"),
+    )
+    return Call(f"https://{address}/{method}", headers, body, items)
 
 
 def measure(

@@ -20,7 +20,7 @@ from meshmint.v1 import certificate_service_pb2 as pb
 from support.postgres import PostgresServer
 from support.service import Service
 
-from peers.load import Call, frame
+from peers.load import Call, frame, grpc_call
 from peers.workload import CSR, ROLE, SPIFFE_ID, Work, check_certificate
 
 __all__ = ["Meshmint", "Shape"]
@@ -142,16 +142,8 @@ class Meshmint:
         return self._call(_METHODS[work.operation] + "Stream", body, shape.certificates)
 
     def _call(self, method: str, body: bytes, items: int = 1) -> Call:
-        return Call(
-            url=f"https://{self._service.address}/meshmint.v1.CertificateService/{method}",
-            headers=(
-                ("content-type", "application/grpc"),
-                ("te", "trailers"),
-                ("authorization", f"Bearer {self._token}"),
-            ),
-            body=body,
-            items=items,
-        )
+        method = f"meshmint.v1.CertificateService/{method}"
+        return grpc_call(self._service.address, method, self._token, body, items)
 
     def probe(self, work: Work) -> int:
         """Calls with the generated stub."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
+from tables import markdown
 
 __all__ = ["page", "show"]
 
@@ -42,7 +43,7 @@ def page(document: dict[str, Any]) -> str:
         versions=", ".join(f"{name} {which}" for name, which in document["versions"].items()),
         verdict=_verdict(document),
         tables="\n".join(
-            f"## {title}\n\n{_markdown(headings, rows)}"
+            f"## {title}\n\n{markdown(headings, rows, left=_word_columns(headings))}\n"
             for title, headings, rows in _tables(document)
         ),
         **_floor_words(document),
@@ -60,6 +61,10 @@ _NAMES: Final = {
     "meshmint-postgresql": "Meshmint, PostgreSQL",
     "meshmint-sqlite to unary": "Meshmint, SQLite, to unary",
 }
+
+
+def _word_columns(headings: Sequence[str]) -> list[int]:
+    return [index for index, heading in enumerate(headings) if heading in _WORDS]
 
 
 def _tables(document: dict[str, Any]) -> list[tuple[str, tuple[str, ...], Rows]]:
@@ -224,9 +229,3 @@ def _verdict(document: dict[str, Any]) -> str:
 def _shortfall(rate: float, asked_for: float) -> str:
     """Says so if the server did not keep up: its latency is then that of a queue."""
     return "" if rate > 0.95 * asked_for else f" (which kept up with {rate:,.0f}/s only)"
-
-
-def _markdown(headings: Sequence[str], rows: Rows) -> str:
-    ruler = ["---" if heading in _WORDS else "---:" for heading in headings]
-    lines = [headings, ruler, *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

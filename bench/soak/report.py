@@ -15,6 +15,7 @@ from meshmint import MeshmintError
 from rich.console import Console
 from rich.table import Table
 from support.reconciliation import Reconciliation
+from tables import markdown
 
 from soak.replicas import Usage
 
@@ -168,12 +169,7 @@ def page(document: dict[str, Any]) -> str:
         seconds=document["seconds"],
         machine=f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']} GiB",
         versions=", ".join(f"{name} {number}" for name, number in document["versions"].items()),
-        found=_markdown(_FOUND, _found(document)),
-        faults=_markdown(_FAULTS, _faults(document)),
+        found=markdown(_FOUND, _found(document)),
+        faults=markdown(_FAULTS, _faults(document)),
         flat=FLAT,
     )
-
-
-def _markdown(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [headings, ("---", *["---:"] * (len(headings) - 1)), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -103,7 +103,7 @@ def test_with_an_upstream_replicas_succeed_themselves_and_never_refuse(
         first.replica() as second,
     ):
         role = first.put_role({"spiffe": "own", "ttl": "1h"})
-        old = (first.directory / "issuer.pem").read_text()
+        old = (first.directory / "issuer-1.pem").read_text()
         # What the listeners show comes from the new issuer as well.
         with first.ca_file.open("a") as trusted:
             trusted.write((tmp_path / "upstream" / "root.pem").read_text())

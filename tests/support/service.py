@@ -219,37 +219,34 @@ class Service:
         )  # fmt: skip
 
     def _set_up_issuer(self, algorithm: str, lifetime: timedelta) -> None:
-        csr_file = self.directory / "issuer.csr"
-        done = self.meshmintd(
-            "ca", "csr", "-c", self.config_path, "--name", "issuer-1",
-            "--algorithm", algorithm, "--out", csr_file,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        self.root_key, self.root = make_root()
-        csr = x509.load_pem_x509_csr(csr_file.read_bytes())
-        intermediate = sign_intermediate(csr, self.root_key, self.root, lifetime)
+        self.root_key, self.root = self._make_issuer("issuer-1", algorithm, lifetime)
         self.ca_file.write_bytes(self.root.public_bytes(serialization.Encoding.PEM))
-        signed = self.directory / "issuer.pem"
-        signed.write_bytes(intermediate.public_bytes(serialization.Encoding.PEM))
-        done = self.meshmintd(
-            "ca", "import", "-c", self.config_path, "--name", "issuer-1", signed, self.ca_file
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
 
-    def add_issuer(self, name: str) -> x509.Certificate:
-        """One more issuer, under a root of its own, which it returns."""
-        csr_file, signed = (self.directory / f"{name}.{end}" for end in ("csr", "pem"))
+    def _make_issuer(
+        self, name: str, algorithm: str, lifetime: timedelta
+    ) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+        """With the operators' commands, under a root of its own, which it returns with its key."""
+        csr_file, signed, above = (
+            self.directory / f"{name}{end}" for end in (".csr", ".pem", "-root.pem")
+        )
         done = self.meshmintd(
-            "ca", "csr", "-c", self.config_path, "--name", name, "--out", csr_file
+            "ca", "csr", "-c", self.config_path, "--name", name,
+            "--algorithm", algorithm, "--out", csr_file,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         key, root = make_root()
         csr = x509.load_pem_x509_csr(csr_file.read_bytes())
-        intermediate = sign_intermediate(csr, key, root, timedelta(days=300))
+        intermediate = sign_intermediate(csr, key, root, lifetime)
         pem = serialization.Encoding.PEM
-        signed.write_bytes(intermediate.public_bytes(pem) + root.public_bytes(pem))
-        done = self.meshmintd("ca", "import", "-c", self.config_path, signed)
+        signed.write_bytes(intermediate.public_bytes(pem))
+        above.write_bytes(root.public_bytes(pem))
+        done = self.meshmintd("ca", "import", "-c", self.config_path, "--name", name, signed, above)
         assert done.returncode == 0, done.stdout + done.stderr
+        return key, root
+
+    def add_issuer(self, name: str) -> x509.Certificate:
+        """One more issuer, under a root of its own, which it returns."""
+        _, root = self._make_issuer(name, "ec-p256", timedelta(days=300))
         return root
 
     # --- running -----------------------------------------------------------------------

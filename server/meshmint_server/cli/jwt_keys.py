@@ -14,13 +14,13 @@ from typing import Annotated
 import typer
 
 from meshmint_server.app import open_jwt_key_succession
-from meshmint_server.authority import JwtKeys, JwtKeyStep
+from meshmint_server.authority import JwtKeys, JwtKeyStep, JwtKeySuccession
 from meshmint_server.cli.terminal import errors, out
 from meshmint_server.config import Config
 from meshmint_server.errors import PreconditionFailed
 from meshmint_server.store import JwtKeyRow, JwtKeyState
 
-__all__ = ["jwt_keys"]
+__all__ = ["jwt_keys", "next_key"]
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="Configuration.")]
 
@@ -109,14 +109,23 @@ async def _rotate(config: Config, at_once: bool) -> JwtKeyRow:
             reason="JWT_SVIDS_OFF",
         )
     async with open_jwt_key_succession(config) as succession:
-        _, rows, _ = await succession.look()
-        row = next((one for one in rows if one.state is JwtKeyState.NEXT), None)
-        if row is None:
-            row = await succession.prepare()
-            if not at_once:
-                return row
-        revision, _, _ = await succession.look()
-        return await succession.activate(row.key_id, at_revision=revision, at_once=at_once)
+        return await next_key(succession, at_once=at_once)
+
+
+async def next_key(succession: JwtKeySuccession, *, at_once: bool) -> JwtKeyRow:
+    """Makes and publishes the next key; where there is one, or at once, has it sign.
+
+    Raises:
+        MeshmintError: It cannot be made, does not sign, or not everybody can know it yet.
+    """
+    _, rows, _ = await succession.look()
+    row = next((one for one in rows if one.state is JwtKeyState.NEXT), None)
+    if row is None:
+        row = await succession.prepare()
+        if not at_once:
+            return row
+    revision, _, _ = await succession.look()
+    return await succession.activate(row.key_id, at_revision=revision, at_once=at_once)
 
 
 async def _remove(config: Config, key_id: str, at_once: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 from meshmint_server.app import open_jwt_key_succession, open_keyring, open_store
 from meshmint_server.authority import IssuerDescription, create_csr, describe, import_chain
 from meshmint_server.cli.dev.root import DevelopmentRoot
+from meshmint_server.cli.jwt_keys import next_key
 from meshmint_server.cli.key_words import key_words
 from meshmint_server.config import Config
 from meshmint_server.store import IssuerState
@@ -72,6 +73,4 @@ async def ensure_jwt_key(config: Config) -> None:
     async with open_jwt_key_succession(config) as succession:
         _, rows, _ = await succession.look()
         if not rows:
-            row = await succession.prepare()
-            revision, _, _ = await succession.look()
-            await succession.activate(row.key_id, at_revision=revision, at_once=True)
+            await next_key(succession, at_once=True)
